@@ -1,0 +1,243 @@
+"""The contracts: NamedTuples of arrays (data, states) and of pure functions (behavior).
+
+Axis letters: N train rows, P rows that may change, B batch, G goal, R restarts, M members,
+H W C image, L classes, D features. Images live in [0, 1] at use; `eps` is in the same units
+(8/255, not 8). Keys come first. Every function here is traceable; checks happen in factories.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+from jaxtyping import Array, Float, Int, Num
+
+__all__ = [
+    "Attack",
+    "Batch",
+    "Bilevel",
+    "Dataset",
+    "Hypergrad",
+    "Info",
+    "InputError",
+    "Key",
+    "Learner",
+    "Perturbation",
+    "Scenario",
+    "Split",
+    "TrainState",
+    "Training",
+    "Variables",
+    "Victim",
+    "as_float",
+]
+
+Key = jaxtyping.Key[Array, ""]
+PyTree = Any
+
+
+class InputError(ValueError):
+    """A value from outside that cannot be used; its message is one line a user can act on."""
+
+
+class Dataset(NamedTuple):
+    """Labeled images, in the words of TFDS.
+
+    Attributes:
+      image: [N, H, W, C], uint8 as stored or float32 in [0, 1].
+      label: [N], int32 in [0, L).
+    """
+
+    image: Num[Array, "n h w c"]
+    label: Int[Array, " n"]
+
+
+class Batch(NamedTuple):
+    """What a learner takes in one step.
+
+    Attributes:
+      image: [B, H, W, C], float32 in [0, 1].
+      label: [B], int32.
+      weight: [B], float32; the loss is the weighted mean. Ones unless a defense says otherwise.
+      index: [B], int32 rows in the training set, for defenses that keep per-sample state.
+    """
+
+    image: Float[Array, "b h w c"]
+    label: Int[Array, " b"]
+    weight: Float[Array, " b"]
+    index: Int[Array, " b"]
+
+
+class Split(NamedTuple):
+    """What a victim is trained and judged on.
+
+    Attributes:
+      train: the (poisoned) training set.
+      test: held-out clean data; read by evaluation only, never by an update.
+    """
+
+    train: Dataset
+    test: Dataset
+
+
+class Scenario(NamedTuple):
+    """Everything an attack may know. Arrays are arguments of jitted code, never closures.
+
+    Attributes:
+      train: the clean training set.
+      goal: what the outer loss reads: held-out clean data, or targets with the wanted labels.
+      index: [P], int32, the rows of `train` that may change, each at most once.
+      aux: frozen parameters (surrogates, extractor, decoder), any pytree.
+    """
+
+    train: Dataset
+    goal: Dataset
+    index: Int[Array, " p"]
+    aux: PyTree = ()
+
+
+class Variables(NamedTuple):
+    """A network's arrays: trainable `params` and running statistics `stats` (may be empty)."""
+
+    params: PyTree
+    stats: PyTree
+
+
+class TrainState(NamedTuple):
+    """A learner in training (`phi`): `params`, running `stats`, `opt_state`."""
+
+    params: PyTree
+    stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> Variables:
+        """The network alone, as `Victim.apply` takes it."""
+        return Variables(self.params, self.stats)
+
+
+class Victim(NamedTuple):
+    """A network as pure functions; input normalization is inside.
+
+    Attributes:
+      init: (key) -> Variables.
+      apply: (variables, image, *, train, key) -> (logits [B, L] float32, new stats). With
+        `train=True` BatchNorm uses batch statistics and dropout draws from `key`; else running
+        statistics, and `stats` come back unchanged.
+      features: (variables, image) -> [B, D] float32, the input of the last layer, eval mode.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Array, PyTree]]
+    features: Callable[..., Array]
+
+
+class Learner(NamedTuple):
+    """How a victim learns from one batch.
+
+    Attributes:
+      victim: the network.
+      init: (key) -> TrainState.
+      loss: (key, params, stats, batch) -> (loss, (logits, new stats)), train mode.
+      step: (key, TrainState, batch) -> (TrainState, Info).
+    """
+
+    victim: Victim
+    init: Callable[..., TrainState]
+    loss: Callable[..., tuple[Array, Any]]
+    step: Callable[..., tuple[TrainState, Any]]
+
+
+class Perturbation(NamedTuple):
+    """What the attacker may change.
+
+    Attributes:
+      init: (key, scenario) -> theta.
+      apply: (theta, scenario, rows [B]) -> Batch, differentiable in theta; rows that may not
+        change come back clean.
+      project: (theta, scenario) -> theta inside the budget and, joined to the images, the box.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., Batch]
+    project: Callable[..., PyTree]
+
+
+class Bilevel(NamedTuple):
+    """The game: a follower `phi` trains on what `theta` poisons, the leader minimizes outer_loss.
+
+    Attributes:
+      inner_init: (key, scenario) -> phi (TrainState).
+      inner_step: (key, theta, phi, scenario) -> (phi, info), differentiable in theta and phi.
+      inner_loss: (key, theta, phi, scenario) -> scalar, the follower's loss on one batch.
+      outer_loss: (key, theta, phi, scenario) -> scalar, minimized by the attacker.
+    """
+
+    inner_init: Callable[..., TrainState]
+    inner_step: Callable[..., tuple[TrainState, Any]]
+    inner_loss: Callable[..., Array]
+    outer_loss: Callable[..., Array]
+
+
+class Hypergrad(NamedTuple):
+    """A rule for d(outer loss) / d(theta).
+
+    Attributes:
+      init: (key, scenario) -> phi.
+      estimate: (key, theta, phi, scenario) -> (gradient like theta, phi, outer loss).
+    """
+
+    init: Callable[..., PyTree]
+    estimate: Callable[..., tuple[PyTree, PyTree, Array]]
+
+
+class Info(NamedTuple):
+    """Diagnostics of one step; scalars, or [R] under `over_restarts`.
+
+    Attributes:
+      outer_loss: the loss the step minimizes, before the update.
+      grad_norm: L2 norm of its gradient.
+      finite: whether loss and gradient are finite.
+    """
+
+    outer_loss: Float[Array, "..."]
+    grad_norm: Float[Array, "..."]
+    finite: Array
+
+
+class Attack(NamedTuple):
+    """A poisoning attack. Build it once: it is a static argument of `run`.
+
+    Attributes:
+      init: (key, scenario) -> state.
+      step: (key, state, scenario) -> (state, info); info holds at least the fields of `Info`.
+      poison: (state, scenario) -> Dataset, float32 images, before rounding to grey levels.
+      single: under `over_restarts` and `over_devices` the attack they repeat, else None.
+    """
+
+    init: Callable[..., PyTree]
+    step: Callable[..., tuple[PyTree, Any]]
+    poison: Callable[..., Dataset]
+    single: "Attack | None" = None
+
+
+class Training(NamedTuple):
+    """A victim's training, one epoch a step, over a `Split`; runs in the same loop as an attack.
+
+    Attributes:
+      init: (key, split) -> TrainState.
+      step: (key, TrainState, split) -> (TrainState, info).
+      single: as in `Attack`.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, Any]]
+    single: "Training | None" = None
+
+
+def as_float(image: Num[Array, "..."]) -> Float[Array, "..."]:
+    """Pixels in [0, 1]: v / 255 of uint8 [...], any float as float32 [...] unchanged."""
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32) / 255
+    return image.astype(jax.dtypes.canonicalize_dtype(image.dtype))

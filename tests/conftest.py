@@ -1,0 +1,50 @@
+"""Four fake devices, a compilation cache on disk, and the strict flags of the suite."""
+
+import os
+import pathlib
+import tempfile
+
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=4".strip()
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+CACHE = pathlib.Path(
+    os.environ.get("JAXPOISON_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "jaxpoison-cache")
+)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with install_import_hook("jaxpoison", "beartype.beartype"):
+    import jaxpoison  # noqa: F401
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def strict_dtypes():
+    """No silent promotion; for perturb, hypergrad, tree and float32 models."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """float64, for finite differences."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets beside the project; tests that want it skip where it is not."""
+    folder = SHARED / "data"
+    if not (folder / "prepare.py").exists():
+        pytest.skip("no ../shared/data beside the project")
+    return folder
