@@ -1,0 +1,76 @@
+"""Loaders against the arrays they should give, and one clear line for everything else."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxpoison import data
+from jaxpoison.types import Dataset, InputError
+
+
+def _sound(num=6):
+    image = np.arange(num * 4 * 5 * 3, dtype=np.uint8).reshape(num, 4, 5, 3)
+    return Dataset(image, np.arange(num) % 3)
+
+
+def test_digits_are_the_named_rows():
+    train, test = data.digits(), data.digits("test")
+    assert train.image.shape == (1400, 8, 8, 1) and test.image.shape == (397, 8, 8, 1)
+    assert train.image.dtype == np.uint8 and train.label.dtype == np.int32
+    bunch = load_digits()
+    order = np.random.RandomState(0).permutation(1797)
+    for part, rows in ((train, order[:1400]), (test, order[1400:])):
+        np.testing.assert_array_equal(part.label, bunch.target[rows])
+        gap = np.asarray(part.image, float)[..., 0] - bunch.images[rows] * 255 / 16
+        assert np.abs(gap).max() <= 0.5
+
+
+def test_npz_round_trip(tmp_path):
+    sound = _sound()
+    np.savez(tmp_path / "a.npz", image=sound.image, label=sound.label)
+    read = data.from_npz(tmp_path / "a.npz")
+    np.testing.assert_array_equal(read.image, sound.image)
+    np.testing.assert_array_equal(read.label, sound.label)
+    assert read.label.dtype == np.int32
+
+
+def test_check_keeps_values_and_narrows_dtypes():
+    image = np.linspace(0, 1, 24).reshape(2, 3, 4, 1)
+    out = data.check(Dataset(image, np.array([1, 0], np.uint8)), num_classes=2)
+    assert out.image.dtype == np.float32 and out.label.dtype == np.int32
+    np.testing.assert_allclose(out.image, image, atol=1e-7)
+
+
+def _with(row=None, pixel=None, dtype=np.float32, **change):
+    image = np.full((3, 2, 2, 1), 0.5, dtype)
+    if row is not None:
+        image[row, 0, 1, 0] = pixel
+    return Dataset(change.get("image", image), change.get("label", np.array([0, 1, 2])))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (_with(image=np.zeros((3, 2, 2))), "image[..., None]"),
+        (_with(image=np.zeros((3, 4))), "(3, 4)"),
+        (_with(image=np.zeros((0, 2, 2, 1)), label=np.zeros(0, int)), "no images"),
+        (_with(image=np.zeros((3, 2, 2, 0))), "no images"),
+        (_with(image=[np.zeros((2, 2, 1)), np.zeros((3, 2, 1)), np.zeros((2, 2, 1))]), "resize"),
+        (_with(image=np.zeros((3, 2, 2, 1), np.int64)), "int64"),
+        (_with(1, np.nan), "image 1 holds nan"),
+        (_with(2, np.inf), "image 2 holds inf"),
+        (_with(2, -0.25), "image 2 holds -0.25"),
+        (_with(1, 200.0), "grey levels"),
+        (_with(1, 1000.0, np.float64), "image 1 holds 1000; float pixels must be in [0, 1]"),
+        (_with(label=np.array([0, 1])), "3 images but 2 labels"),
+        (_with(label=np.array([[0], [1], [2]])), "(3, 1)"),
+        (_with(label=np.array([0.0, 1.0, 2.0])), "float64"),
+        (_with(label=np.array([True, False, True])), "bool"),
+        (_with(label=np.array([0, -1, 2])), "label -1 of row 1"),
+        (_with(label=np.array([0, 1, 3])), "label 3 of row 2 is outside [0, 3)"),
+    ],
+)
+def test_check_says_what_is_wrong_in_one_line(bad, words):
+    with pytest.raises(InputError) as error:
+        data.check(bad, num_classes=3)
+    assert words in str(error.value) and "\n" not in str(error.value)
