@@ -1,0 +1,146 @@
+"""From a flax.linen module to a `Victim`: pure functions, normalization inside, no state."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
+from flax.core import unfreeze
+from jaxtyping import Array, Float
+
+from jaxpoison.types import InputError, Key, Variables, Victim
+
+__all__ = ["adapt", "check_at_least", "check_image_shape", "num_params", "standardize"]
+
+PyTree = Any
+
+
+def adapt(
+    module: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Victim:
+    """The pure functions of a linen network: z = f((x - mean) / std; params, stats).
+
+    Attacks live in pixel space [0, 1]; what the network wants instead is `mean` and `std`.
+
+    Args:
+      module: its `__call__(self, x, *, train: bool)` returns logits [B, L]. It may use BatchNorm
+        (collection `batch_stats`) and dropout (stream `dropout`), and gives
+        `self.sow("intermediates", "features", h)` before its last layer if features are wanted.
+      image_shape: (H, W, C).
+      mean: per channel, pixel units; None for zeros.
+      std: per channel, pixel units; None for ones.
+
+    Returns: a Victim. Logits and features are float32 (float64 where the module computes in it);
+      statistics keep their dtype. Nothing is captured but the module's settings.
+    Errors: InputError for a module without `train`, a bad shape, mean or std; when called, for
+      images of another shape or integer pixels, for missing features, for a missing dropout key.
+    """
+    shape = check_image_shape(image_shape)
+    name = type(module).__name__
+    if "train" not in inspect.signature(module.__call__).parameters:
+        raise InputError(f"{name}.__call__ must take train: bool, as in (self, x, *, train)")
+    mean, std = _check_channels("mean", mean, shape[2]), _check_channels("std", std, shape[2])
+    if std is not None and min(std) <= 0:
+        raise InputError(f"std={std}: every entry must be positive")
+
+    def init(key: Key) -> Variables:
+        keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        collections = unfreeze(module.lazy_init(keys, image, train=False))
+        others = set(collections) - {"params", "batch_stats", "intermediates"}
+        if others:
+            raise InputError(f"{name} has collections {sorted(others)}: only batch_stats is known")
+        return Variables(collections.get("params", {}), collections.get("batch_stats", {}))
+
+    def run(variables: Variables, image: Array, *, train: bool, key: Any, mutable: Any) -> Any:
+        if image.shape[1:] != shape:
+            raise InputError(f"images are {image.shape}, the network takes (batch, *{shape})")
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise InputError(f"images are {image.dtype}: pass floats in [0, 1] (types.as_float)")
+        collections = {"params": variables.params, "batch_stats": variables.stats}
+        rngs = None if key is None else {"dropout": key}
+        x = standardize(image, mean, std)
+        try:
+            return module.apply(collections, x, train=train, rngs=rngs, mutable=mutable)
+        except errors.InvalidRngError as error:
+            raise InputError(f"{name} draws random numbers in train mode: pass key=") from error
+
+    def apply(
+        variables: Variables, image: Array, *, train: bool, key: Key | None = None
+    ) -> tuple[Float[Array, "b l"], PyTree]:
+        if not train:
+            logits = run(variables, image, train=False, key=None, mutable=False)
+            return _wide(logits), variables.stats
+        logits, new = run(variables, image, train=True, key=key, mutable=["batch_stats"])
+        stats = unfreeze(new).get("batch_stats", {})
+        cast = jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
+        return _wide(logits), cast
+
+    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
+        _, new = run(variables, image, train=False, key=None, mutable=["intermediates"])
+        sown = new.get("intermediates", {}).get("features")
+        if sown is None:
+            raise InputError(
+                f'{name} gives no features: call self.sow("intermediates", "features", h) '
+                "before its last layer"
+            )
+        return _wide(sown[0]).reshape(image.shape[0], -1)
+
+    return Victim(init, apply, features)
+
+
+def standardize(
+    image: Float[Array, "b h w c"], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Float[Array, "b h w c"]:
+    """(x - mean) / std per channel, in the dtype of x; None leaves that part out."""
+    if mean is not None:
+        image = image - jnp.asarray(mean, image.dtype).reshape(1, 1, 1, -1)
+    if std is not None:
+        image = image / jnp.asarray(std, image.dtype).reshape(1, 1, 1, -1)
+    return image
+
+
+def num_params(victim: Victim) -> int:
+    """How many trainable numbers a victim has; nothing is computed."""
+    params = jax.eval_shape(victim.init, jax.random.key(0)).params
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def check_image_shape(image_shape: Sequence[int], *, at_least: int = 1) -> tuple[int, int, int]:
+    """(H, W, C) as a tuple of ints, H and W at least `at_least`; InputError otherwise."""
+    shape = tuple(image_shape)
+    if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+        raise InputError(f"image_shape={shape}: must be (height, width, channels), each >= 1")
+    if min(shape[:2]) < at_least:
+        raise InputError(f"image_shape={shape}: height and width must be >= {at_least}")
+    return (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def check_at_least(name: str, value: int, minimum: int) -> int:
+    """`value` as an int; InputError, naming it, if it is no integer or below `minimum`."""
+    if int(value) != value or value < minimum:
+        raise InputError(f"{name}={value}: must be an integer >= {minimum}")
+    return int(value)
+
+
+def _check_channels(
+    name: str, values: Sequence[float] | None, channels: int
+) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    values = tuple(float(v) for v in values)
+    if len(values) != channels or not all(map(math.isfinite, values)):
+        raise InputError(f"{name}={values}: must be {channels} finite numbers, one per channel")
+    return values
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,315 @@
+"""A convolution whose derivatives, of any order and mode, are the same convolution again.
+
+y[n, p, o] = sum_{k, i} x~[n, s p + r k, i] w[k, i, o], with x~ the image after dilation by l and
+padding by (lo, hi); layouts are [N, X, .., I], [K, .., I, O] and [N, Y, .., O].
+
+XLA on CPU is fast for exactly this layout; a stock convolution's weight gradient has another one,
+and inside a loop it falls to a naive loop nest (60-70 times slower, jax issue 12868). The map is
+bilinear, and both of its transposes are the map itself with other strides, paddings and
+dilations, so that gradients, Hessian-vector products and unrolled training stay fast in loops.
+On other platforms the stock convolution is used, derivatives included.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from jaxpoison.types import InputError
+
+__all__ = ["ConvTranspose", "conv_general_dilated"]
+
+Sizes = tuple[int, ...]
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> Array:
+    """`lax.conv_general_dilated` in the channels-last layout, fast under loops on CPU.
+
+    For `flax.linen.Conv(conv_general_dilated=conv_general_dilated)`.
+
+    Args:
+      lhs: [N, X, .., I] images.
+      rhs: [K, .., I, O] kernels, same dtype; [K, .., 1, O] when depthwise.
+      window_strides: one stride per spatial axis.
+      padding: "SAME", "VALID", or (low, high) per spatial axis.
+      lhs_dilation: dilation of the image, ones by default.
+      rhs_dilation: dilation of the kernel, ones by default.
+      dimension_numbers: None or the channels-last layout; any other is refused.
+      feature_group_count: 1, or I (depthwise: a sum of shifted products).
+      precision: as in `lax`.
+
+    Returns: [N, Y, .., O], dtype of lhs.
+    Errors: InputError for another layout, another group count or a kernel larger than the image.
+    Cost: as the stock convolution; each derivative is one more convolution of the same cost.
+    """
+    rank = lhs.ndim - 2
+    ones = (1,) * rank
+    strides = tuple(window_strides)
+    lhs_dilation, rhs_dilation = tuple(lhs_dilation or ones), tuple(rhs_dilation or ones)
+    _check_layout(lhs.shape, rhs.shape, dimension_numbers)
+    if isinstance(padding, str):
+        window = [_dilated(k, r) for k, r in zip(rhs.shape[:rank], rhs_dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
+    settings = dict(
+        strides=strides,
+        padding=tuple((int(lo), int(hi)) for lo, hi in padding),
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+    )
+    if min(_output_size(lhs.shape, rhs.shape, **settings)) < 1:
+        raise InputError(
+            f"a {rhs.shape[:rank]} kernel does not fit the image {lhs.shape[1:-1]} with padding "
+            f"{settings['padding']}: use larger images or a smaller network"
+        )
+    if feature_group_count == 1:
+        canonical = partial(_bilinear_conv.bind, precision=precision, **settings)
+    elif feature_group_count == lhs.shape[-1]:
+        canonical = partial(_shifted_products, **settings)
+    else:
+        raise InputError(
+            f"feature_group_count={feature_group_count} with {lhs.shape[-1]} channels: "
+            "only 1 and the number of channels (depthwise) are supported"
+        )
+    plain = partial(_plain_conv, precision=precision, groups=feature_group_count, **settings)
+    lhs, rhs = _equally_varying(lhs, rhs)
+    return lax.platform_dependent(lhs, rhs, cpu=canonical, default=plain)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution in PyTorch's padding: n -> (n - 1) stride - 2 padding + kernel.
+
+    y[s q + k - p] += x[q] w[k], written as a convolution of the dilated image with the kernel
+    flipped in space: the parameter `kernel` [K, K, I, O] is that flipped kernel, so a PyTorch
+    weight [I, O, K, K] enters as `weight.transpose(2, 3, 0, 1)[::-1, ::-1]`.
+
+    Attributes:
+      features: output channels O.
+      kernel: side K of the kernel.
+      stride: s.
+      padding: p, rows cut from each side of the full output.
+      use_bias: add a bias per channel.
+      dtype: compute dtype; parameters are float32.
+
+    Init: kernel and bias uniform in +-1/sqrt(O K K), PyTorch's default.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n y z o"]:
+        """[N, H, W, I] -> [N, (H-1)s-2p+K, (W-1)s-2p+K, O]."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+        kernel = self.param("kernel", uniform, shape)
+        pad = self.kernel - 1 - self.padding
+        y = conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1, 1),
+            [(pad, pad)] * 2,
+            lhs_dilation=(self.stride,) * 2,
+        )
+        if self.use_bias:
+            bound = (self.features * self.kernel**2) ** -0.5
+            bias = self.param(
+                "bias",
+                lambda key, n: jax.random.uniform(key, n, minval=-bound, maxval=bound),
+                (self.features,),
+            )
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def _check_layout(x: Sizes, w: Sizes, dimension_numbers: Any) -> None:
+    n = len(x)
+    image = (0, n - 1, *range(1, n - 1))
+    kernel = (n - 1, n - 2, *range(n - 2))
+    if dimension_numbers is not None:
+        numbers = lax.conv_dimension_numbers(x, w, dimension_numbers)
+        if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (image, kernel, image):
+            raise InputError(
+                f"dimension_numbers={dimension_numbers}: only channels-last is supported"
+            )
+
+
+def _dilated(n: int, d: int) -> int:
+    """D(n, d) = (n - 1) d + 1, the length of n entries at distance d."""
+    return (n - 1) * d + 1 if n else 0
+
+
+def _output_size(
+    x: Sizes, w: Sizes, *, strides: Sizes, padding: Any, lhs_dilation: Sizes, rhs_dilation: Sizes
+) -> Sizes:
+    """Y = floor((D(X, l) + lo + hi - D(K, r)) / s) + 1, per spatial axis."""
+    axes = zip(x[1:-1], w[:-2], strides, padding, lhs_dilation, rhs_dilation, strict=True)
+    return tuple(
+        (_dilated(m, d) + lo + hi - _dilated(k, r)) // s + 1 for m, k, s, (lo, hi), d, r in axes
+    )
+
+
+def _plain_conv(x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision, groups=1):
+    n = x.ndim
+    image = (0, n - 1, *range(1, n - 1))
+    numbers = lax.ConvDimensionNumbers(image, (n - 1, n - 2, *range(n - 2)), image)
+    return lax.conv_general_dilated(
+        x, w, strides, padding, lhs_dilation, rhs_dilation, numbers, groups, precision=precision
+    )
+
+
+def _shifted_products(x, w, *, strides, padding, lhs_dilation, rhs_dilation):
+    """Depthwise: y[n, p, (c, j)] = sum_k x~[n, s p + r k, c] w[k, 1, (c, j)]."""
+    out = _output_size(
+        x.shape,
+        w.shape,
+        strides=strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+    )
+    channels, rank = x.shape[-1], x.ndim - 2
+    space = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, lhs_dilation, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
+    w = w.reshape(*w.shape[:-2], *(1,) * (rank + 1), channels, -1)
+    parts = []
+    for k in np.ndindex(*w.shape[:rank]):
+        start = [i * r for i, r in zip(k, rhs_dilation, strict=True)]
+        stop = [a + _dilated(n, s) for a, n, s in zip(start, out, strides, strict=True)]
+        part = lax.slice(x, [0, *start, 0], [x.shape[0], *stop, channels], [1, *strides, 1])
+        parts.append(part[..., None] * w[k])
+    return reduce(jnp.add, parts).reshape(x.shape[0], *out, -1)
+
+
+# --- the primitive -------------------------------------------------------------------------------
+
+_bilinear_conv = Primitive("bilinear_conv")
+_bilinear_conv.def_impl(_plain_conv)
+mlir.register_lowering(_bilinear_conv, mlir.lower_fun(_plain_conv, multiple_results=False))
+
+
+@_bilinear_conv.def_abstract_eval
+def _abstract(x, w, *, precision, **settings):
+    del precision
+    if x.dtype != w.dtype or x.shape[-1] != w.shape[-2]:
+        raise TypeError(f"cannot convolve {x.dtype}{x.shape} with {w.dtype}{w.shape}")
+    shape = (x.shape[0], *_output_size(x.shape, w.shape, **settings), w.shape[-1])
+    return x.update(shape=shape, weak_type=False)
+
+
+def _transpose_x(ct, x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision):
+    """D y / D x, transposed: ct with w flipped in space, I and O exchanged."""
+    axes = zip(
+        x.aval.shape[1:-1],
+        w.shape[:-2],
+        ct.shape[1:-1],
+        strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        strict=True,
+    )
+    pads = []
+    for n, k, y, s, (lo, _), d, r in axes:
+        low = _dilated(k, r) - 1 - lo
+        pads.append((low, _dilated(n, d) + _dilated(k, r) - 1 - _dilated(y, s) - low))
+    flipped = lax.rev(w, tuple(range(w.ndim - 2))).swapaxes(-1, -2)
+    return _bilinear_conv.bind(
+        ct,
+        flipped,
+        strides=lhs_dilation,
+        padding=tuple(pads),
+        lhs_dilation=strides,
+        rhs_dilation=rhs_dilation,
+        precision=precision,
+    )
+
+
+def _transpose_w(ct, x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision):
+    """D y / D w, transposed: x and ct with batch and channels exchanged; ct is the kernel."""
+    axes = zip(
+        x.shape[1:-1],
+        w.aval.shape[:-2],
+        ct.shape[1:-1],
+        strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        strict=True,
+    )
+    pads = tuple(
+        (lo, _dilated(k, r) - 1 + _dilated(y, s) - _dilated(n, d) - lo)
+        for n, k, y, s, (lo, _), d, r in axes
+    )
+    grad = _bilinear_conv.bind(
+        x.swapaxes(0, -1),
+        jnp.moveaxis(ct, 0, -2),
+        strides=rhs_dilation,
+        padding=pads,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=strides,
+        precision=precision,
+    )
+    return jnp.moveaxis(grad, 0, -2)
+
+
+def _batch(args, axes, **settings):
+    """X alone folds into N, w alone into O; both together: one convolution per member."""
+    (x, w), (x_axis, w_axis) = args, axes
+    bind = partial(_bilinear_conv.bind, **settings)
+    if w_axis is None:
+        x = jnp.moveaxis(x, x_axis, 0)
+        y = bind(x.reshape(-1, *x.shape[2:]), w)
+        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+    if x_axis is None:
+        w = jnp.moveaxis(w, w_axis, -2)
+        y = bind(x, w.reshape(*w.shape[:-2], -1))
+        return y.reshape(*y.shape[:-1], *w.shape[-2:]), y.ndim - 1
+    x, w = jnp.moveaxis(x, x_axis, 0), jnp.moveaxis(w, w_axis, 0)
+    return jnp.stack([bind(x[m], w[m]) for m in range(x.shape[0])]), 0
+
+
+ad.defbilinear(_bilinear_conv, _transpose_x, _transpose_w)
+batching.primitive_batchers[_bilinear_conv] = _batch
+
+
+def _equally_varying(x: Array, w: Array) -> tuple[Array, Array]:
+    """Inside `shard_map`, marks both operands as varying over the union of their mesh axes."""
+
+    def axes(a: Array) -> frozenset:
+        aval = jax.typeof(a)
+        manual = getattr(aval, "manual_axis_type", None)
+        return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+
+    both = axes(x) | axes(w)
+
+    def cast(a: Array) -> Array:
+        missing = tuple(sorted(both - axes(a), key=str))
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return cast(x), cast(w)

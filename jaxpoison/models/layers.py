@@ -1,0 +1,122 @@
+"""Layers every shipped network is made of: canonical convolution, dense, BatchNorm, pools.
+
+The functions are called inside a module's `nn.compact` method, as flax's own layers are.
+Initialization: `torch` is uniform in +-1/sqrt(fan_in) for weights and biases.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxpoison.models.conv import conv_general_dilated
+
+__all__ = ["avg_pool", "batch_norm", "conv", "dense", "flatten", "max_pool"]
+
+_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(
+    x: Float[Array, "n h w i"],
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    use_bias: bool = True,
+    he_normal: bool = False,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> Float[Array, "n y z o"]:
+    """A square convolution on the canonical primitive, n -> floor((n + 2p - k) / s) + 1.
+
+    Init: uniform +-1/sqrt(fan_in) for kernel and bias, or He normal (fan-out) for the kernel.
+    """
+    layer = nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        use_bias=use_bias,
+        kernel_init=_he_fan_out if he_normal else _uniform_fan_in,
+        bias_init=_uniform_bias(kernel * kernel * x.shape[-1]),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+    return layer(x)
+
+
+def dense(
+    x: Float[Array, "n d"],
+    features: int,
+    *,
+    zero_bias: bool = False,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> Float[Array, "n o"]:
+    """X W + b. Init: uniform +-1/sqrt(D) for W, and for b unless `zero_bias`."""
+    bias_init = nn.initializers.zeros if zero_bias else _uniform_bias(x.shape[-1])
+    layer = nn.Dense(
+        features, kernel_init=_uniform_fan_in, bias_init=bias_init, dtype=dtype, name=name
+    )
+    return layer(x)
+
+
+def batch_norm(
+    x: Float[Array, "n *space c"], *, train: bool, dtype: Any = jnp.float32, name: str | None = None
+) -> Float[Array, "n *space c"]:
+    """BatchNorm, eps 1e-5; statistics <- 0.9 statistics + 0.1 batch (biased variance), float32."""
+    layer = nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+    )
+    return layer(x)
+
+
+def flatten(x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
+    """[N, ...] -> [N, D], the last axis fastest."""
+    return x.reshape(x.shape[0], -1)
+
+
+def max_pool(
+    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None
+) -> Float[Array, "n y z c"]:
+    """Maximum over square windows, n -> floor((n - window) / stride) + 1; stride = window if None.
+
+    The maximum of window^2 strided slices, with no windowed reduction. Equal maxima share the
+    gradient.
+    """
+    return functools.reduce(jnp.maximum, _window_slices(x, window, stride or window))
+
+
+def avg_pool(
+    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None
+) -> Float[Array, "n y z c"]:
+    """Mean over square windows, n -> floor((n - window) / stride) + 1; stride = window if None."""
+    return functools.reduce(jnp.add, _window_slices(x, window, stride or window)) / window**2
+
+
+def _window_slices(x: Array, window: int, stride: int) -> list[Array]:
+    n, h, w, c = x.shape
+    last_h, last_w = (h - window) // stride * stride, (w - window) // stride * stride
+    steps = (1, stride, stride, 1)
+    return [
+        lax.slice(x, (0, i, j, 0), (n, i + last_h + 1, j + last_w + 1, c), steps)
+        for i in range(window)
+        for j in range(window)
+    ]
+
+
+def _uniform_bias(fan_in: int) -> Callable[..., Array]:
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

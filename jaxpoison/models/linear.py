@@ -1,0 +1,98 @@
+"""Dense victims: logistic regression, and an MLP with BatchNorm down to its logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxpoison.models.adapt import adapt, check_at_least, check_image_shape
+from jaxpoison.models.layers import batch_norm, dense, flatten
+from jaxpoison.types import Victim
+
+__all__ = ["MLP", "logistic_regression", "mlp"]
+
+
+def logistic_regression(
+    image_shape: Sequence[int],
+    num_classes: int = 10,
+    *,
+    dtype: Any = jnp.float32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Victim:
+    """Multinomial logistic regression: z = W vec(x) + b.
+
+    Args:
+      image_shape: (H, W, C).
+      num_classes: L, at least 2.
+      dtype: compute dtype; parameters and logits stay float32.
+      mean: per channel, pixel units, subtracted first; None for zeros.
+      std: per channel, pixel units, divided by; None for ones.
+
+    Returns: a Victim without statistics; features are the normalized pixels.
+    Errors: InputError for a bad argument.
+    """
+    return mlp(
+        image_shape, num_classes, hidden=(), batch_norm=False, dtype=dtype, mean=mean, std=std
+    )
+
+
+def mlp(
+    image_shape: Sequence[int],
+    num_classes: int = 10,
+    *,
+    hidden: Sequence[int] = (128, 128),
+    batch_norm: bool = True,
+    dtype: Any = jnp.float32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Victim:
+    """An MLP on the flattened image: (dense, BatchNorm, ReLU) per hidden layer, dense, BatchNorm.
+
+    BatchNorm on the logits bounds them, which keeps one-step pseudo-updates well scaled; it is
+    what the MNIST networks of DeepConfuse (Feng et al. 2019, released code) do.
+
+    Args:
+      image_shape: (H, W, C).
+      num_classes: L, at least 2.
+      hidden: widths of the hidden layers.
+      batch_norm: BatchNorm after every dense layer, the last included; False for none.
+      dtype: compute dtype; parameters, statistics and logits stay float32.
+      mean: per channel, pixel units, subtracted first; None for zeros.
+      std: per channel, pixel units, divided by; None for ones.
+
+    Returns: a Victim. Weights start uniform in +-1/sqrt(fan_in), biases at zero.
+    Errors: InputError for a bad argument.
+    """
+    shape = check_image_shape(image_shape)
+    module = MLP(
+        num_classes=check_at_least("num_classes", num_classes, 2),
+        hidden=tuple(check_at_least("hidden", n, 1) for n in hidden),
+        batch_norm=batch_norm,
+        dtype=dtype,
+    )
+    return adapt(module, shape, mean=mean, std=std)
+
+
+class MLP(nn.Module):
+    """See `mlp`."""
+
+    num_classes: int = 10
+    hidden: tuple[int, ...] = (128, 128)
+    batch_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b l"]:
+        """[B, H, W, C] -> logits [B, L]."""
+        x = flatten(x.astype(self.dtype))
+        for width in self.hidden:
+            x = dense(x, width, zero_bias=True, dtype=self.dtype)
+            if self.batch_norm:
+                x = batch_norm(x, train=train, dtype=self.dtype)
+            x = nn.relu(x)
+        self.sow("intermediates", "features", x)
+        x = dense(x, self.num_classes, zero_bias=True, dtype=self.dtype)
+        return batch_norm(x, train=train, dtype=self.dtype) if self.batch_norm else x
