@@ -1,5 +1,8 @@
 """The gate at the edge: what comes from outside is either a sound `Dataset` or one clear line."""
 
+import difflib
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,12 +29,34 @@ def check(dataset: Dataset, *, num_classes: int | None = None) -> Dataset:
       InputError, one line, naming the value and what is allowed, and the first bad row if there
       is one.
     """
-    image, label = _array("images", dataset.image), _array("labels", dataset.label)
-    _check_shapes(image, label)
-    _check_pixels(image)
-    _check_labels(label, num_classes)
+    return checked(dataset.image, dataset.label, num_classes=num_classes)
+
+
+def checked(
+    image: ArrayLike, label: ArrayLike, *, num_classes: int | None = None, source: str = ""
+) -> Dataset:
+    """As `check`, of two arrays; `source` (a file, a set) stands at the head of the error."""
+    try:
+        image, label = _array("images", image), _array("labels", label)
+        _check_shapes(image, label)
+        _check_pixels(image)
+        _check_labels(label, num_classes)
+    except InputError as error:
+        raise InputError(f"{source}: {error}" if source else str(error)) from error
     dtype = jnp.uint8 if image.dtype == np.uint8 else jnp.float32
     return Dataset(jnp.asarray(image, dtype), jnp.asarray(label, jnp.int32))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message that names what may have been meant; empty if nothing is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What a foreign exception says, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _array(what: str, value: ArrayLike) -> np.ndarray:

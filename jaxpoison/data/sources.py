@@ -1,16 +1,18 @@
 """Where labeled images come from: scikit-learn's digits, npz files, data sets of TFDS."""
 
 import os
+import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from jaxpoison.data.check import check
+from jaxpoison.data.check import checked, one_line
+from jaxpoison.data.tfds import from_tfds
 from jaxpoison.types import Dataset, InputError
 
-__all__ = ["digits", "from_npz"]
+__all__ = ["digits", "from_npz", "from_tfds", "load"]
 
 _UNREADABLE = (
     OSError,
@@ -44,10 +46,10 @@ def digits(split: str = "train") -> Dataset:
 
     parts = {"train": slice(0, 1400), "test": slice(1400, 1797)}
     _check_split("digits", split, parts)
-    bunch = load_digits()
+    grey, label = load_digits(return_X_y=True)
     rows = np.random.RandomState(0).permutation(1797)[parts[split]]
-    image = np.round(bunch.images[rows] * (255 / 16)).astype(np.uint8)
-    return check(Dataset(image[..., None], bunch.target[rows]), num_classes=10)
+    image = np.round(grey[rows].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    return checked(image, label[rows], num_classes=10, source="digits")
 
 
 def from_npz(path: str | os.PathLike[str]) -> Dataset:
@@ -63,29 +65,58 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
       InputError for a missing or damaged file, missing arrays, or unsound values.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, Mapping):
                 raise InputError(f"{path} is one bare array; allowed is .npz with image and label")
             missing = [key for key in ("image", "label") if key not in file]
             if missing:
                 there = ", ".join(file) or "nothing"
                 raise InputError(f"{path} lacks the array {missing[0]!r}; it holds {there}")
-            dataset = Dataset(file["image"], file["label"])
+            image, label = file["image"], file["label"]
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as .npz: {reason}") from error
-    return _named(str(path), dataset)
+        raise InputError(f"{path} cannot be read as .npz: {one_line(error)}") from error
+    return checked(image, label, source=str(path))
 
 
-def _named(source: str, dataset: Dataset, num_classes: int | None = None) -> Dataset:
-    try:
-        return check(dataset, num_classes=num_classes)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+def load(
+    name: str, split: str = "train", data_dir: str | os.PathLike[str] | None = None
+) -> Dataset:
+    """One labeled set by name: where a script turns its settings into data.
+
+    Args:
+      name: "digits"; or a path ending in ".npz", which holds one split, so `split` is not read;
+        or a set kept as `<data_dir>/<name>-<split>.npz`; or else a set of TFDS.
+      split: "train", "test" or what else the set has.
+      data_dir: folder of npz files or of prepared TFDS sets; None is TFDS' default.
+
+    Returns:
+      The checked data set, rows in the stored order.
+
+    Errors:
+      InputError, one line, with the nearest match for an unknown name; see `from_npz` and
+      `from_tfds`.
+    """
+    if name == "digits":
+        return digits(split)
+    if name.endswith(".npz"):
+        return from_npz(name)
+    files = {} if data_dir is None else _npz_files(pathlib.Path(data_dir))
+    head = f"{name}-"
+    splits = {stem[len(head) :]: file for stem, file in files.items() if stem.startswith(head)}
+    if splits:
+        _check_split(name, split, splits)
+        return from_npz(splits[split])
+    also = ["digits", *(stem.rpartition("-")[0] for stem in files)]
+    return from_tfds(name, split, data_dir, also=also)
+
+
+def _npz_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    return {path.stem: path for path in sorted(folder.glob("*-*.npz"))}
 
 
 def _check_split(name: str, split: str, splits: Mapping[str, object]) -> None:

@@ -74,3 +74,44 @@ def test_check_says_what_is_wrong_in_one_line(bad, words):
     with pytest.raises(InputError) as error:
         data.check(bad, num_classes=3)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def _one_line(words, call, *args, **kwargs):
+    with pytest.raises(InputError) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    for word in [words] if isinstance(words, str) else words:
+        assert word in str(error.value)
+
+
+def test_npz_errors(tmp_path):
+    sound = _sound()
+    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
+    np.savez(good, image=sound.image, label=sound.label)
+    _one_line("no file", data.from_npz, tmp_path / "none.npz")
+    _one_line(str(tmp_path), data.from_npz, tmp_path)
+    np.savez(bad, image=sound.image, y=sound.label)
+    _one_line(["bad.npz", "'label'", "image, y"], data.from_npz, bad)
+    np.savez(bad, image=sound.image, label=sound.label[1:])
+    _one_line("bad.npz: 6 images but 5 labels", data.from_npz, bad)
+    np.savez(bad, image=sound.image, label=np.array([{}] * 6))
+    _one_line("allow_pickle=False", data.from_npz, bad)
+    np.save(tmp_path / "bare.npy", sound.image)
+    _one_line("bare array", data.from_npz, tmp_path / "bare.npy")
+    whole = good.read_bytes()
+    for broken in (b"", b"not a zip file", whole[:-40], whole[:60] + b"\xff" * 9 + whole[69:]):
+        bad.write_bytes(broken)
+        _one_line("bad.npz cannot be read", data.from_npz, bad)
+
+
+def test_load_finds_digits_npz_and_folders(tmp_path):
+    sound = _sound()
+    np.savez(tmp_path / "my_set-train.npz", image=sound.image, label=sound.label)
+    np.testing.assert_array_equal(data.load("digits", "test").label, data.digits("test").label)
+    for read in (
+        data.load(str(tmp_path / "my_set-train.npz")),
+        data.load("my_set", "train", data_dir=tmp_path),
+    ):
+        np.testing.assert_array_equal(read.image, sound.image)
+    _one_line(["'test'", "there are: train"], data.load, "my_set", "test", tmp_path)
+    _one_line(["'val'", "train, test"], data.load, "digits", "val")
