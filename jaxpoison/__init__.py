@@ -1,3 +1,55 @@
 """Published data-poisoning attacks and the defenses against them, as pure functions in JAX."""
 
+from jaxpoison import attacks, data, hypergrad, models, perturb, tree, victims
+from jaxpoison.loops import NonFiniteError, run, run_chunks
+from jaxpoison.over import best_of, device_mesh, over_devices, over_ensemble, over_restarts
+from jaxpoison.types import (
+    Attack,
+    Batch,
+    Bilevel,
+    Dataset,
+    Hypergrad,
+    InputError,
+    Learner,
+    Perturbation,
+    Scenario,
+    Split,
+    Training,
+    TrainState,
+    Variables,
+    Victim,
+)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attack",
+    "Batch",
+    "Bilevel",
+    "Dataset",
+    "Hypergrad",
+    "InputError",
+    "Learner",
+    "NonFiniteError",
+    "Perturbation",
+    "Scenario",
+    "Split",
+    "TrainState",
+    "Training",
+    "Variables",
+    "Victim",
+    "attacks",
+    "best_of",
+    "data",
+    "device_mesh",
+    "hypergrad",
+    "models",
+    "over_devices",
+    "over_ensemble",
+    "over_restarts",
+    "perturb",
+    "run",
+    "run_chunks",
+    "tree",
+    "victims",
+]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["all_finite", "axpy", "cosine", "dot", "norm", "take"]
+__all__ = ["all_finite", "axpy", "batches", "cosine", "dot", "norm", "take"]
 
 PyTree = Any
 
@@ -37,6 +37,23 @@ def all_finite(a: PyTree) -> Array:
     """Scalar bool: every entry of every floating leaf is finite."""
     leaves = [x for x in jax.tree.leaves(a) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves] or [True]))
+
+
+def batches(a: PyTree, size: int) -> tuple[PyTree, Float[Array, "k b"]]:
+    """Cut leaves [N, ...] into K = ceil(N / B) batches [K, B, ...] of B = min(size, N) rows.
+
+    The last one is filled up with zeros. Returns (batches, weights [K, B]), weights 1 for rows of
+    `a` and 0 for the filling.
+    """
+    num = jax.tree.leaves(a)[0].shape[0]
+    size = min(size, num)
+    count = -(-num // size)
+
+    def cut(x):
+        filled = jnp.pad(x, [(0, count * size - num)] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(count, size, *x.shape[1:])
+
+    return jax.tree.map(cut, a), cut(jnp.ones(num, jnp.float32))
 
 
 def take(a: PyTree, i: int | Array) -> PyTree:

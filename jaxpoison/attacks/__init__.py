@@ -1,0 +1,18 @@
+"""Attacks, each a factory named as its file: settings in, `Attack` out."""
+
+from jaxpoison.attacks.bilevel import bilevel, closed_form
+from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
+from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
+from jaxpoison.attacks.unlearnable.lsp import lsp
+from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
+from jaxpoison.attacks.unlearnable.random_noise import random_noise
+
+__all__ = [
+    "bilevel",
+    "closed_form",
+    "error_maximizing",
+    "error_minimizing",
+    "lsp",
+    "one_pixel",
+    "random_noise",
+]

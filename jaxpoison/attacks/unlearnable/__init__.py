@@ -1,0 +1,1 @@
+"""Availability attacks: training sets from which nothing useful is learned."""

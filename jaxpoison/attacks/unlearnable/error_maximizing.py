@@ -1,0 +1,87 @@
+"""TAP, error-maximizing poisons (Fowl et al. 2021): adversarial examples of a clean surrogate.
+
+min_{|delta_i| <= eps}  E_t CE(f(t(x_i + delta_i)), (y_i + 1) mod L)     (targeted)
+max_{|delta_i| <= eps}  E_t CE(f(t(x_i + delta_i)), y_i)                 (untargeted)
+
+Threat model: training images may change within eps, labels stay; the surrogate f is trained on
+clean data beforehand. Differs from the released code: restarts (`over_restarts`, `best_of`) keep
+the best whole run, not the best run of each batch of 512.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.hypergrad import alternating, rowwise_loss
+from jaxpoison.perturb import Budget, per_sample
+from jaxpoison.types import Attack, Bilevel, InputError, Victim
+
+__all__ = ["error_maximizing"]
+
+STEP_PER_EPS = 0.05  # 0.4 / 255 at eps = 8 / 255, constant; 250 steps
+
+
+def error_maximizing(
+    victim: Victim,
+    *,
+    eps: float,
+    num_classes: int,
+    goal: Literal["targeted", "untargeted"] = "targeted",
+    step_size: float | None = None,
+    augment=None,
+    batch_size: int = 512,
+) -> Attack:
+    """Sign-gradient descent on a frozen surrogate; run it for 250 steps.
+
+    Start: eps N(0, I), projected. Step: delta <- P(delta - step_size sign(gradient)), surrogate in
+    eval mode, one augmentation drawn per image and step.
+
+    Args:
+      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      eps: L-infinity radius, pixel units (8/255).
+      num_classes: L.
+      goal: "targeted" toward the next class, or "untargeted" away from the label.
+      step_size: pixel units; None is 0.05 eps.
+      augment: (key, image [B, H, W, C]) -> image, differentiable; None for none. The paper's is
+        `data.augment.shift_flip()`.
+      batch_size: rows of one pass; changes memory only (and which augmentations are drawn).
+
+    Returns: an Attack; `outer_loss` is the mean loss above, before the step.
+    Raises: InputError for a bad eps, num_classes < 2, or an unknown goal.
+    Source: Fowl et al. 2021, section 3 and released code (crafting settings).
+    """
+    if num_classes < 2:
+        raise InputError(f"num_classes = {num_classes}; it must be at least 2")
+    if goal not in ("targeted", "untargeted"):
+        raise InputError(f"goal = {goal!r}; allowed are 'targeted' and 'untargeted'")
+    space = per_sample(Budget("linf", eps), init="normal")
+    step_size = STEP_PER_EPS * eps if step_size is None else step_size
+
+    def loss(key, variables, image, label):
+        image = image if augment is None else augment(key, image)
+        logits, _ = victim.apply(variables, image, train=False)
+        ce = optax.softmax_cross_entropy_with_integer_labels
+        if goal == "targeted":
+            return ce(logits, (label + 1) % num_classes)
+        return -ce(logits, label)
+
+    outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
+    return bilevel(
+        space, alternating(_frozen(outer_loss), inner_steps=0), optax.sign_sgd(step_size)
+    )
+
+
+def _frozen(outer_loss) -> Bilevel:
+    """The follower is the surrogate of `scenario.aux` and never moves."""
+
+    def surrogate(key, scenario):
+        del key
+        return jax.tree.map(jnp.asarray, scenario.aux)
+
+    def fixed(key, theta, phi, scenario):
+        raise InputError("error_maximizing trains no follower; its surrogate is scenario.aux")
+
+    return Bilevel(surrogate, fixed, fixed, outer_loss)

@@ -1,0 +1,233 @@
+"""Checkpoints of any state: orbax writes the arrays, a digest file says that they are whole.
+
+A checkpoint is a folder `<step>/` with `state/` (orbax) and, written last, `meta.json` with the
+SHA-256 of every file. One without `meta.json` was cut off while being written and does not count;
+one whose digests differ is damaged. The newest valid one wins.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxpoison.types import InputError
+
+__all__ = ["Book", "Restored", "Seconds", "digest", "restore", "save", "valid_steps", "write_json"]
+
+PyTree = Any
+
+
+class Seconds(NamedTuple):
+    """Wall time of a run, over all its resumptions: compiling, and taking steps."""
+
+    compile: float
+    steps: float
+
+
+class Restored(NamedTuple):
+    """What `restore` found: the state, the number of steps done, and the notes saved with it."""
+
+    state: PyTree
+    step: int
+    notes: dict[str, Any]
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write `value` to `path` in one step: a reader sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(
+    folder: pathlib.Path, step: int, state: PyTree, *, notes: dict[str, Any], keep: int = 2
+) -> None:
+    """Write `folder/<step>` and remove all but the `keep` newest.
+
+    Args:
+      folder: the checkpoints of one run.
+      step: steps done.
+      state: pytree of arrays.
+      notes: JSON values that come back with the state.
+      keep: how many checkpoints stay.
+
+    Raises:
+      OSError: the folder cannot be written; older checkpoints are untouched.
+    """
+    path = folder / f"{step:08d}"
+    shutil.rmtree(path, ignore_errors=True)
+    ocp.save(path.absolute() / "state", state)
+    files = {str(f.relative_to(path)): digest(f) for f in _files(path)}
+    write_json(path / "meta.json", {"step": step, "files": files, "notes": notes})
+    for old in valid_steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
+
+
+def restore(folder: pathlib.Path, like: PyTree) -> Restored | None:
+    """The newest valid checkpoint of `folder`, or None where there is none yet.
+
+    Args:
+      folder: the checkpoints of one run.
+      like: a state of the wanted structure, shapes, dtypes and shardings.
+
+    Raises:
+      InputError: every checkpoint is damaged, or the newest was made with other settings.
+    """
+    damaged = []
+    for step in reversed(valid_steps(folder)):
+        path = folder / f"{step:08d}"
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            broken = [n for n, sha in meta["files"].items() if digest(path / n) != sha]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            broken = [f"meta.json ({type(error).__name__})"]
+            meta = {}
+        if broken:
+            damaged.append(f"{path} ({broken[0]})")
+            continue
+        if damaged:
+            warnings.warn(f"damaged checkpoint {damaged[0]} passed over for {path}", stacklevel=2)
+        return Restored(_load(path / "state", like), meta["step"], meta["notes"])
+    if damaged:
+        raise InputError(
+            f"checkpoint {damaged[0]} is damaged and no older one is valid; "
+            f"remove {folder} to start again"
+        )
+    return None
+
+
+class Book:
+    """The files of one run: metrics.jsonl and checkpoints/, or memory alone without a folder.
+
+    Args:
+      directory: the run's folder, or None.
+      key: the run's key; a folder made with another one is refused.
+      process: what runs; its info's fields become the columns of metrics.jsonl.
+      state: its state after init.
+      data: its Scenario or Split.
+    """
+
+    def __init__(self, directory, key, process, state, data):
+        self.folder = None if directory is None else pathlib.Path(directory)
+        self.key = np.asarray(jax.random.key_data(key)).tolist()
+        info = jax.eval_shape(process.step, key, state, data)[1]
+        self.kind, self.dtypes = type(info), [x.dtype for x in info]
+        self.lines: list[dict[str, Any]] = []
+
+    def resume(self, state, num_steps):
+        """(state, step, seconds) of the newest checkpoint; metrics after it are dropped."""
+        fresh = state, 0, Seconds(0.0, 0.0)
+        if self.folder is None:
+            return fresh
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = restore(self.folder / "checkpoints", state)
+        if found is None:
+            self._write_metrics()
+            return fresh
+        if found.notes["key"] != self.key:
+            raise InputError(f"{self.folder} was made with another key (seed); use another folder")
+        if found.step > num_steps:
+            raise InputError(
+                f"{self.folder} has {found.step} steps done, more than num_steps = {num_steps}"
+            )
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        self.lines = [json.loads(line) for line in lines[: found.step]]
+        if [row["step"] for row in self.lines] != list(range(found.step)):
+            raise InputError(f"{self._metrics} is damaged: it lacks steps below {found.step}")
+        if len(lines) != found.step:
+            self._write_metrics()
+        return found.state, found.step, Seconds(**found.notes["seconds"])
+
+    def record(self, start, rows):
+        """Append the info of steps start, start + 1, ... to metrics.jsonl."""
+        new = [
+            {"step": start + i} | {f: _plain(x[i]) for f, x in zip(rows._fields, rows, strict=True)}
+            for i in range(len(rows.outer_loss))
+        ]
+        self.lines += new
+        if self.folder is not None:
+            with self._metrics.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in new)
+
+    def save(self, step, state, seconds):
+        """Checkpoint the state after `step` steps."""
+        if self.folder is not None:
+            notes = {"key": self.key, "seconds": seconds._asdict()}
+            save(self.folder / "checkpoints", step, state, notes=notes)
+
+    def info(self):
+        """The info of every step so far, leaves [T, ...], as numpy arrays."""
+        columns = ([row[f] for row in self.lines] for f in self.kind._fields)
+        return self.kind(
+            *(np.array(_unplain(c), d) for c, d in zip(columns, self.dtypes, strict=True))
+        )
+
+    @property
+    def _metrics(self):
+        return self.folder / "metrics.jsonl"
+
+    def _write_metrics(self):
+        temporary = self.folder / ".metrics.jsonl"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.lines))
+        temporary.replace(self._metrics)
+
+
+def _plain(x: Any) -> Any:
+    """Numbers for JSON; NaN and infinities, which JSON lacks, become null."""
+    if isinstance(x, np.ndarray):
+        return [_plain(v) for v in x]
+    value = x.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _unplain(x: Any) -> Any:
+    if isinstance(x, list):
+        return [_unplain(v) for v in x]
+    return np.nan if x is None else x
+
+
+def _load(path: pathlib.Path, like: PyTree) -> PyTree:
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    saved = jax.tree.leaves(ocp.metadata(path.absolute()).metadata)
+    shapes = [(tuple(x.shape), str(x.dtype)) for x in saved]
+    expected = [(tuple(x.shape), str(x.dtype)) for x in jax.tree.leaves(wanted)]
+    if sorted(shapes) != sorted(expected):
+        raise InputError(
+            f"checkpoint {path.parent} was made with other settings: it holds {len(shapes)} arrays "
+            f"{_sizes(shapes)}, this run needs {len(expected)} {_sizes(expected)}"
+        )
+    return ocp.load(path.absolute(), wanted)
+
+
+def _sizes(shapes: list[tuple[tuple[int, ...], str]]) -> str:
+    largest = max(shapes, key=lambda s: (len(s[0]), s[0]), default=((), "none"))
+    return f"(the largest {largest[1]}{list(largest[0])})"
+
+
+def valid_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints that were written to their end, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.parent.name) for p in folder.glob("[0-9]*/meta.json"))
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(f for f in path.rglob("*") if f.is_file())

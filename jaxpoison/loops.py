@@ -1,0 +1,232 @@
+"""The two loops: `run`, one scan on the device, and `run_chunks`, the same steps watched by a host.
+
+Both drive anything with `init(key, data)` and `step(key, state, data) -> (state, info)`: attacks,
+victims in training, purifiers. Step t of a run draws `fold_in(steps_key, t)`, so a resumed run
+takes the same steps; `run_chunks` compiles one program whatever the length of a chunk, so it takes
+them bit for bit.
+"""
+
+import functools
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxpoison import checkpoint
+from jaxpoison.checkpoint import Seconds
+from jaxpoison.types import InputError, Key
+
+__all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
+
+PyTree = Any
+CAPACITY = 256  # steps a chunk can hold at the most
+CHUNK_SECONDS = 1.0  # what a chunk aims at, so that a signal is heard and the bar moves
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the message names the step and the last checkpoint."""
+
+
+def run(process: Any, key: Key, data: PyTree, *, num_steps: int) -> tuple[PyTree, PyTree]:
+    """Take `num_steps` steps in one jitted `lax.scan`.
+
+    Args:
+      process: an Attack or Training; static, so build it once.
+      key: typed PRNG key.
+      data: the Scenario or Split; traced, so `run` can be differentiated and mapped over it.
+      num_steps: T; static.
+
+    Returns: (state, info), info leaves [T, ...].
+    Raises: InputError for num_steps < 1.
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps = {num_steps}; it must be at least 1")
+    return _run(process, key, data, num_steps)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _run(process, key, data, num_steps):
+    init_key, steps_key = jax.random.split(key)
+
+    def body(state, t):
+        return process.step(jax.random.fold_in(steps_key, t), state, data)
+
+    return lax.scan(body, process.init(init_key, data), jnp.arange(num_steps))
+
+
+def run_chunks(
+    process: Any,
+    key: Key,
+    data: PyTree,
+    *,
+    num_steps: int,
+    directory: str | pathlib.Path | None = None,
+    save_every: int | None = None,
+    description: str = "",
+    console: Console | None = None,
+) -> tuple[PyTree, PyTree, Seconds]:
+    """Take `num_steps` steps with a progress bar, a metrics file, checkpoints and resumption.
+
+    Writes `directory/metrics.jsonl` (one line a step) and `directory/checkpoints/`. Called again
+    with the same arguments it goes on from the newest valid checkpoint; a finished run is only
+    loaded. SIGTERM and SIGINT save, then act as they would have.
+
+    Args:
+      process: an Attack or Training; static.
+      key: typed PRNG key.
+      data: the Scenario or Split.
+      num_steps: T; may be raised later to go on.
+      directory: where to write; None writes nothing.
+      save_every: steps between checkpoints; None saves about every 30 s and at the end.
+      description: the bar's label.
+      console: where the bar is drawn; None is standard error. `Console(quiet=True)` hides it.
+
+    Returns: (state, info, seconds): info leaves are numpy arrays [T, ...].
+
+    Raises:
+      NonFiniteError: step t gave a NaN or infinity; checkpoints hold the last good state.
+      InputError: num_steps < 1, a checkpoint of another key or setting, or more steps done
+        than asked for.
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps = {num_steps}; it must be at least 1")
+    if save_every is not None and save_every < 1:
+        raise InputError(f"save_every = {save_every}; it must be at least 1")
+    init_key, steps_key = jax.random.split(key)
+    data = jax.device_put(data)
+    started = time.perf_counter()
+    state = _init(process, init_key, data)
+    book = checkpoint.Book(directory, key, process, state, data)
+    state, step, seconds = book.resume(state, num_steps)
+    if step < num_steps:
+        zero = jax.device_put(np.int32(step))
+        # Zero steps: compiles the program, and the state comes back as it was.
+        state, _, _ = jax.block_until_ready(_chunk(process, steps_key, state, data, zero, zero))
+    compile_seconds = seconds.compile + time.perf_counter() - started
+
+    spent, last_save, done_at_save, length = seconds.steps, time.perf_counter(), step, 1
+    with _bar(console, description, step, num_steps) as advance, _signals() as received:
+        while step < num_steps:
+            until_save = num_steps if save_every is None else done_at_save + save_every
+            stop = min(num_steps, step + length, until_save)
+            bounds = jax.device_put((np.int32(step), np.int32(stop)))
+            began = time.perf_counter()
+            with jax.transfer_guard("disallow"):
+                state, end, buffer = _chunk(process, steps_key, state, data, *bounds)
+            taken = int(jax.device_get(end)) - step
+            rows = jax.tree.map(lambda x, n=taken: x[:n], jax.device_get(buffer))
+            elapsed = time.perf_counter() - began
+            spent += elapsed
+            book.record(step, rows)
+            _stop_if_not_finite(rows, step, book)
+            step += taken
+            advance(step, taken / elapsed, rows.outer_loss[-1])
+            per_step = elapsed / taken
+            length = int(np.clip(CHUNK_SECONDS / per_step, 1, min(CAPACITY, 4 * length)))
+            due = time.perf_counter() - last_save > 30 if save_every is None else step == until_save
+            if due or received or step == num_steps:
+                book.save(step, state, Seconds(compile_seconds, spent))
+                last_save, done_at_save = time.perf_counter(), step
+            if received:
+                break
+    if received:
+        where = f"saved in {book.folder}; run the same command to go on" if book.folder else "lost"
+        print(f"stopped by {received[0].name} after step {step}: {where}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout.flush()
+        signal.raise_signal(received[0])
+    return state, book.info(), Seconds(compile_seconds, spent)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(process, key, data):
+    return process.init(key, data)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _chunk(process, steps_key, state, data, start, stop):
+    """Steps start..stop-1, at most CAPACITY, ended early by a step that is not finite."""
+
+    def step(t, state):
+        return process.step(jax.random.fold_in(steps_key, t), state, data)
+
+    info = jax.eval_shape(step, start, state)[1]
+    buffer = jax.tree.map(lambda x: jnp.zeros((CAPACITY, *x.shape), x.dtype), info)
+
+    def body(carry):
+        t, state, buffer, _ = carry
+        state, info = step(t, state)
+        buffer = jax.tree.map(lambda b, x: b.at[t - start].set(x), buffer, info)
+        return t + 1, state, buffer, jnp.all(info.finite)
+
+    def proceed(carry):
+        return (carry[0] < stop) & carry[3]
+
+    t, state, buffer, _ = lax.while_loop(proceed, body, (start, state, buffer, jnp.array(True)))
+    return state, t, buffer
+
+
+def _stop_if_not_finite(rows, start, book) -> None:
+    if np.all(rows.finite[-1]):
+        return
+    step = start + len(rows.outer_loss) - 1
+    steps = checkpoint.valid_steps(book.folder / "checkpoints") if book.folder else []
+    kept = f"step {steps[-1]} in {book.folder / 'checkpoints'}" if steps else "none"
+    loss = np.asarray(rows.outer_loss[-1]).tolist()
+    raise NonFiniteError(
+        f"step {step} is not finite (outer loss {loss}); last good checkpoint: {kept}"
+    )
+
+
+@contextmanager
+def _bar(console: Console | None, description: str, step: int, num_steps: int) -> Iterator[Any]:
+    progress = Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]} steps/s"),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        console=console or Console(stderr=True),
+    )
+    with progress if step < num_steps else nullcontext():
+        task = progress.add_task(
+            description or "run", total=num_steps, completed=step, speed="-", loss="-"
+        )
+
+        def advance(done, speed, loss):
+            shown = f"{float(np.mean(loss)):.4g}"
+            progress.update(task, completed=done, speed=f"{speed:.3g}", loss=shown)
+
+        yield advance
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGTERM and SIGINT instead of dying; the handlers before come back at the end."""
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number, frame):
+        del frame
+        received.append(signal.Signals(number))
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,207 @@
+"""The same attack many times: restarts, ensembles, devices, and the choice among them.
+
+A restart is a whole attack (R independent thetas); an ensemble lives inside one outer step (one
+theta, M followers). All take and give the contracts of `types`, so they nest. Keys are folded with
+the global index of the restart or member: nothing depends on the chunk or on the device count.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxpoison import tree
+from jaxpoison.types import Attack, Hypergrad, InputError, Training
+
+__all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts"]
+
+PyTree = Any
+Process = TypeVar("Process", Attack, Training)
+
+
+def over_restarts(process: Process, num: int, *, chunk: int | None = 1) -> Process:
+    """`num` independent runs as one: every state and info leaf gains a leading axis R = num.
+
+    Args:
+      process: an Attack, or a victim's Training (then a restart is a seed).
+      num: R.
+      chunk: how many run side by side: 1 = `lax.map` (default, flat in memory and compile time),
+        None = vmap over all (dense models), else groups of that size.
+
+    Returns: a process of the same type; its `single` is `process`. An attack's `poison` gives
+      images [R, N, H, W, C].
+    Raises: InputError for num < 1 or chunk < 1.
+    """
+    _check_counts(num=num, chunk=chunk)
+    each = _mapper(chunk)
+
+    def init(key, data):
+        return each(lambda r: process.init(jax.random.fold_in(key, r), data), jnp.arange(num))
+
+    def step(key, state, data):
+        def one(r, state_r):
+            return process.step(jax.random.fold_in(key, r), state_r, data)
+
+        return each(lambda rs: one(*rs), (jnp.arange(num), state))
+
+    return _repeat(process, init, step, lambda state, data: _poisons(process, each, state, data))
+
+
+def over_devices(
+    process: Process, mesh: Mesh, num: int, *, axis: str = "restart", chunk: int | None = 1
+) -> Process:
+    """`over_restarts` with the restarts spread over a mesh axis; what `jax.pmap` has become.
+
+    Each device runs num / (axis size) restarts through `lax.map` under `jax.shard_map`; there is no
+    communication. Restart r draws the same keys on every device count.
+
+    Args:
+      process: an Attack or Training.
+      mesh: a mesh that has `axis`; see `device_mesh`.
+      num: R, divisible by the size of the axis.
+      axis: name of the mesh axis.
+      chunk: as in `over_restarts`, per device.
+
+    Raises: InputError if the mesh lacks the axis or num is not divisible by its size.
+    """
+    _check_counts(num=num, chunk=chunk)
+    if axis not in mesh.shape:
+        raise InputError(f"axis = {axis!r} is not in the mesh; it has {', '.join(mesh.shape)}")
+    if num % mesh.shape[axis]:
+        raise InputError(
+            f"num = {num} restarts cannot be spread evenly over {mesh.shape[axis]} devices "
+            f"of axis {axis!r}"
+        )
+    each = _mapper(chunk)
+
+    def sharded(body, in_specs):
+        return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=P(axis), check_vma=False)
+
+    def init(key, data):
+        def body(rs, key, data):
+            return each(lambda r: process.init(jax.random.fold_in(key, r), data), rs)
+
+        return sharded(body, (P(axis), P(), P()))(jnp.arange(num), key, data)
+
+    def step(key, state, data):
+        def body(rs, state, key, data):
+            def one(r, state_r):
+                return process.step(jax.random.fold_in(key, r), state_r, data)
+
+            return each(lambda xs: one(*xs), (rs, state))
+
+        return sharded(body, (P(axis), P(axis), P(), P()))(jnp.arange(num), state, key, data)
+
+    def poison(state, data):
+        def body(state, data):
+            return _poisons(process, each, state, data)
+
+        return sharded(body, (P(axis), P()))(state, data)
+
+    return _repeat(process, init, step, poison)
+
+
+def over_ensemble(
+    hypergrad: Hypergrad, num: int, *, chunk: int | None = 1, aux_axis: int | None = None
+) -> Hypergrad:
+    """One theta against `num` followers: the mean of their gradients and outer losses.
+
+    Args:
+      hypergrad: the estimator of one member.
+      num: M.
+      chunk: as in `over_restarts`; with 1 the gradient is summed in the carry of a scan, so memory
+        does not grow with M.
+      aux_axis: 0 if `scenario.aux` is stacked over members (each sees its own), None if shared.
+
+    Returns: a Hypergrad whose phi has a leading axis M.
+    Raises: InputError for num < 1 or chunk < 1.
+    """
+    _check_counts(num=num, chunk=chunk)
+    if aux_axis not in (None, 0):
+        raise InputError(f"aux_axis = {aux_axis}; allowed are None and 0")
+    each = _mapper(chunk)
+
+    def member(scenario, m):
+        return scenario if aux_axis is None else scenario._replace(aux=tree.take(scenario.aux, m))
+
+    def init(key, scenario):
+        def one(m):
+            return hypergrad.init(jax.random.fold_in(key, m), member(scenario, m))
+
+        return each(one, jnp.arange(num))
+
+    def estimate(key, theta, phi, scenario):
+        def one(m, phi_m):
+            return hypergrad.estimate(jax.random.fold_in(key, m), theta, phi_m, member(scenario, m))
+
+        if chunk == 1:
+            zero = jax.tree.map(jnp.zeros_like, theta)
+
+            def add(total, m_phi):
+                grad, phi_m, loss = one(*m_phi)
+                return jax.tree.map(jnp.add, total, grad), (phi_m, loss)
+
+            total, (phi, losses) = lax.scan(add, zero, (jnp.arange(num), phi))
+        else:
+            grads, phi, losses = each(lambda xs: one(*xs), (jnp.arange(num), phi))
+            total = jax.tree.map(lambda g: jnp.sum(g, axis=0), grads)
+        return jax.tree.map(lambda g: g / num, total), phi, jnp.mean(losses)
+
+    return Hypergrad(init, estimate)
+
+
+def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
+    """The restart with the lowest outer loss at the last step (a NaN never wins).
+
+    Args:
+      process: what `over_restarts` or `over_devices` returned.
+      state: its state, leaves [R, ...].
+      info: its info over steps, `info.outer_loss` [T, R].
+
+    Returns: (the single process, the state of its best restart).
+    Raises: InputError if `process` repeats nothing.
+    """
+    if process.single is None:
+        raise InputError("best_of needs the result of over_restarts or over_devices")
+    score = jnp.asarray(info.outer_loss)[-1]
+    best = jnp.argmin(jnp.where(jnp.isnan(score), jnp.inf, score))
+    return process.single, tree.take(state, best)
+
+
+def device_mesh(num: int | None = None, *, axis: str = "restart") -> Mesh:
+    """A one-axis mesh over the first `num` devices (all, if None), for `over_devices`."""
+    devices = jax.devices()
+    if num is not None and not 1 <= num <= len(devices):
+        raise InputError(f"num = {num} devices; there are {len(devices)}")
+    return jax.make_mesh(
+        (num or len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices[:num]
+    )
+
+
+def _mapper(chunk: int | None) -> Callable[..., PyTree]:
+    if chunk is None:
+        return lambda fn, xs: jax.vmap(fn)(xs)
+    if chunk == 1:  # lax.map(batch_size=1) would still vmap a batch of one
+        return lax.map
+    return lambda fn, xs: lax.map(fn, xs, batch_size=chunk)
+
+
+def _repeat(process, init, step, poison):
+    if isinstance(process, Attack):
+        return Attack(init, step, poison, single=process)
+    return Training(init, step, single=process)
+
+
+def _poisons(process, each, state, data):
+    return each(lambda state_r: process.poison(state_r, data), state)
+
+
+def _check_counts(*, num: int, chunk: int | None) -> None:
+    if num < 1:
+        raise InputError(f"num = {num}; it must be at least 1")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk = {chunk}; it must be at least 1, or None for all at once")
