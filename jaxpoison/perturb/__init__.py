@@ -1,0 +1,30 @@
+"""What the attacker may change: budgets, projections, and perturbation spaces."""
+
+from jaxpoison.perturb.budget import NORMS, Budget, check_budget
+from jaxpoison.perturb.class_wise import class_wise
+from jaxpoison.perturb.initial import normal, uniform, zero
+from jaxpoison.perturb.per_sample import per_sample, poison
+from jaxpoison.perturb.projections import (
+    project,
+    project_ball,
+    project_l0,
+    project_l2,
+    project_linf,
+)
+
+__all__ = [
+    "NORMS",
+    "Budget",
+    "check_budget",
+    "class_wise",
+    "normal",
+    "per_sample",
+    "poison",
+    "project",
+    "project_ball",
+    "project_l0",
+    "project_l2",
+    "project_linf",
+    "uniform",
+    "zero",
+]

@@ -1,0 +1,74 @@
+"""One delta per class, shared by all its images."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxpoison.perturb.budget import Budget
+from jaxpoison.perturb.initial import check_initial
+from jaxpoison.perturb.projections import project_ball
+from jaxpoison.types import Batch, InputError, Key, Perturbation, Scenario, as_float
+
+__all__ = ["class_wise"]
+
+Theta = Float[Array, "l h w c"]
+
+
+def class_wise(budget: Budget, num_classes: int, *, init: Any = "zero") -> Perturbation:
+    """Image r of class y becomes clip(x_r + theta[y], 0, 1) if r is in `scenario.index`.
+
+    Args:
+      budget: norm and radius that `project` keeps. The box is kept by the clip in `apply`, which
+        only shrinks a change; theta itself is shared by images and knows no box.
+      num_classes: L; labels must lie in [0, L).
+      init: "zero", "uniform" (in the ball), "normal" (eps N(0, I)) or a function
+        (key, shape, dtype, budget) -> delta; what it draws is projected.
+
+    Returns:
+      Perturbation with theta [L, H, W, C] float32 (float64 where the images are). The gradient is
+      zero where the clip holds and, by the rule of jnp.clip, one half where x + theta is exactly
+      0 or 1. At eps = 0 the images are the clean bits.
+
+    Errors:
+      InputError: `num_classes` is no whole number >= 1, `init` is unknown, or (at init, outside
+        jit) a label is out of range.
+    """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise InputError(f"num_classes = {num_classes!r}; allowed is a whole number >= 1")
+    draw = check_initial(init)
+
+    def start(key: Key, scenario: Scenario) -> Theta:
+        _check_labels(scenario.train.label, num_classes)
+        image = scenario.train.image
+        dtype = jnp.promote_types(as_float(image[:0]).dtype, jnp.float32)
+        delta = draw(key, (num_classes, *image.shape[1:]), dtype, budget)
+        return project_ball(delta, budget)
+
+    def apply(theta: Theta, scenario: Scenario, rows: Int[Array, " b"]) -> Batch:
+        clean = as_float(scenario.train.image[rows])
+        label = scenario.train.label[rows]
+        member = jnp.zeros(scenario.train.label.shape, bool).at[scenario.index].set(True)
+        changed = member[rows].reshape(-1, 1, 1, 1)
+        image = jnp.where(changed, jnp.clip(clean + theta[label], 0, 1), clean)
+        return Batch(image, label, jnp.ones(rows.shape, jnp.float32), rows.astype(jnp.int32))
+
+    def keep(theta: Theta, scenario: Scenario) -> Theta:
+        del scenario
+        return project_ball(theta, budget)
+
+    return Perturbation(init=start, apply=apply, project=keep)
+
+
+def _check_labels(label: Int[Array, " n"], num_classes: int) -> None:
+    if isinstance(label, jax.core.Tracer) or not label.size:
+        return
+    values = np.asarray(label)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest >= num_classes:
+        raise InputError(
+            f"labels run from {lowest} to {highest}; num_classes = {num_classes} allows "
+            f"0 to {num_classes - 1}"
+        )
