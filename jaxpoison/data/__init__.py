@@ -3,5 +3,16 @@
 from jaxpoison.data import augment, synthetic
 from jaxpoison.data.check import check
 from jaxpoison.data.sources import digits, from_npz, from_tfds, load
+from jaxpoison.data.subsets import first_per_class, split_validation
 
-__all__ = ["augment", "check", "digits", "from_npz", "from_tfds", "load", "synthetic"]
+__all__ = [
+    "augment",
+    "check",
+    "digits",
+    "first_per_class",
+    "from_npz",
+    "from_tfds",
+    "load",
+    "split_validation",
+    "synthetic",
+]

@@ -52,7 +52,7 @@ def from_tfds(
     builder = _builder(tfds, name, data_dir, also)
     if not builder.is_prepared():
         raise InputError(
-            f"{name} is not prepared in {pathlib.Path(builder.data_dir).parent}; "
+            f"{name} is not prepared (no {builder.data_dir}); "
             f"run: {_prepare_command(name, data_dir)}"
         )
     image_key, label_key = _keys(tfds, name, builder.info)
@@ -67,17 +67,20 @@ def _builder(
 ) -> Any:
     from google.protobuf.json_format import ParseError
 
+    base, folders = name.split(":")[0].split("/")[0], _folders(data_dir)
+    known = [*also, *folders, *tfds.list_builders(with_community_datasets=False)]
+    unknown = InputError(f"no data set {name!r}{nearest(base, known)}")
+    if not base.isidentifier():
+        raise unknown
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        base = name.split(":")[0].split("/")[0]
-        folders = _folders(data_dir)
-        known = [*also, *folders, *tfds.list_builders(with_community_datasets=False)]
-        if base in folders:
-            inside = ", ".join(_folders(pathlib.Path(data_dir or "") / base)) or "nothing"
-            problem = f"{name!r} is not prepared in {data_dir}; {base} there holds: {inside}"
-            raise InputError(problem) from error
-        raise InputError(f"no data set {name!r}{nearest(base, known)}") from error
+        if base not in folders:
+            raise unknown from error
+        inside = ", ".join(_folders(pathlib.Path(data_dir or "") / base)) or "nothing"
+        raise InputError(
+            f"{name!r} is not prepared in {data_dir}; {base} there holds: {inside}"
+        ) from error
     except (ValueError, AssertionError, ImportError, OSError, ParseError) as error:
         raise InputError(f"TFDS cannot open {name!r}: {one_line(error)}") from error
 
@@ -105,11 +108,11 @@ def _records(name: str, split: str, builder: Any) -> Any:
         if len(records):
             return records
     except NotImplementedError as error:  # no format with random access
-        form = builder.info.file_format.value
+        root = builder.data_dir.rpartition(f"{os.sep}{builder.name}{os.sep}")[0]
         raise InputError(
-            f"{name} is prepared as {form}, which only TensorFlow reads; run: "
-            f"pip install 'jaxpoison[tensorflow]' && tfds convert_format "
-            f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record"
+            f"{name} is prepared as {builder.info.file_format.value}, which needs TensorFlow; "
+            f"prepare it in a second folder and name that as data_dir, "
+            f"run: {_prepare_command(name, f'{root}-array_record')}"
         ) from error
     except (OSError, RuntimeError) as error:
         raise _damaged(name, error) from error
@@ -148,6 +151,7 @@ def _damaged(name: str, error: Exception) -> InputError:
 
 
 def _prepare_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+    """For a shell, with the extra `tensorflow`; a set that is not TFDS' own needs its builder."""
     where = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
     return (
         "pip install 'jaxpoison[tensorflow]' && python -c "

@@ -67,7 +67,7 @@ def test_shift_landmarks():
     mirrored = augment.shift_flip_at(image, one, half, one)
     np.testing.assert_array_equal(mirrored[:, :, :28], image[:, :, 27::-1])
     assert not np.any(mirrored[:, :, 28:])
-    up = augment.shift_flip_at(image, half, one, zero, max_pixels=2, fill=(0.1, 0.2, 0.3))
+    up = augment.shift_flip_at(image, half, one, zero, max_pixels=2.0, fill=(0.1, 0.2, 0.3))
     np.testing.assert_allclose(up[:, :30], image[:, 2:], atol=1e-7)
     np.testing.assert_allclose(up[0, 30:], np.broadcast_to([0.1, 0.2, 0.3], (2, 32, 3)), atol=1e-7)
 
@@ -169,8 +169,8 @@ def test_gradient_is_the_central_difference(name, x64):
     [
         (lambda: augment.crop(-1), "-1"),
         (lambda: augment.flip(probability=1.5), "1.5"),
-        (lambda: augment.shift(max_pixels=-2), "-2"),
-        (lambda: augment.shift_flip(max_pixels=-2), "-2"),
+        (lambda: augment.shift(max_pixels=-2.0), "-2.0"),
+        (lambda: augment.shift_flip(max_pixels=-2.0), "-2.0"),
         (lambda: augment.cutout(0), "0"),
     ],
 )
