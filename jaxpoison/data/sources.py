@@ -71,7 +71,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
                 raise InputError(f"{path} is one bare array; allowed is .npz with image and label")
             missing = [key for key in ("image", "label") if key not in file]
             if missing:
-                there = ", ".join(file) or "nothing"
+                there = ", ".join(ascii(key)[1:-1] for key in file) or "nothing"
                 raise InputError(f"{path} lacks the array {missing[0]!r}; it holds {there}")
             image, label = file["image"], file["label"]
     except InputError:
