@@ -78,11 +78,16 @@ def adapt(
     ) -> tuple[Float[Array, "b l"], PyTree]:
         if not train:
             logits = run(variables, image, train=False, key=None, mutable=False)
-            return _wide(logits), variables.stats
+            return check_logits(logits), variables.stats
         logits, new = run(variables, image, train=True, key=key, mutable=["batch_stats"])
         stats = unfreeze(new).get("batch_stats", {})
         cast = jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
-        return _wide(logits), cast
+        return check_logits(logits), cast
+
+    def check_logits(logits: Array) -> Array:
+        if logits.ndim != 2:
+            raise InputError(f"{name} returns {logits.shape}: logits must be (batch, classes)")
+        return _wide(logits)
 
     def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
         _, new = run(variables, image, train=False, key=None, mutable=["intermediates"])

@@ -1,0 +1,216 @@
+"""The shipped networks: sizes, layouts, golden logits, dtypes, lowered code."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpoison import models
+from jaxpoison.models.layers import avg_pool, max_pool
+from jaxpoison.models.resnet import BasicBlock
+from jaxpoison.types import InputError
+
+CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
+
+# (name, image shape, options, parameters); published counts where the shape is the paper's
+SIZES = [
+    ("logistic_regression", MNIST, {}, 784 * 10 + 10),
+    ("mlp", (8, 8, 1), {}, 64 * 128 + 128 * 128 + 128 * 10 + 3 * (128 + 128 + 10)),
+    ("mlp", MNIST, {"hidden": (64,), "batch_norm": False}, 784 * 64 + 64 + 64 * 10 + 10),
+    ("small_cnn", MNIST, {}, 160 + 16 * 32 * 9 + 32 + 7 * 7 * 32 * 10 + 10),
+    ("convnet", CIFAR, {"width": 32}, 289_290),
+    ("convnet", CIFAR, {"width": 64}, 1_131_530),
+    ("convnet", MNIST, {"width": 32}, 289_290 - 2 * 9 * 32),
+    ("lenet", MNIST, {"size": "small"}, 109_885),
+    ("lenet", MNIST, {"size": "normal"}, 432_240),
+    ("lenet", MNIST, {"size": "large"}, 1_714_450),
+    ("resnet18", CIFAR, {}, 11_173_962),
+    ("resnet18", CIFAR, {"width": 16}, 701_466),
+    ("resnet18", MNIST, {"width": 16}, 701_466 - 2 * 9 * 16),
+]
+
+# small enough to run
+RUNNABLE = {
+    "logistic_regression": ((8, 8, 1), {}),
+    "mlp": ((8, 8, 1), {"hidden": (16,)}),
+    "small_cnn": ((8, 8, 3), {"widths": (4, 6)}),
+    "convnet": ((9, 9, 1), {"width": 2}),
+    "lenet": ((16, 16, 1), {"size": "small"}),
+    "resnet18": ((8, 8, 3), {"width": 4}),
+}
+
+
+def golden_fill(path, leaf):
+    """The deterministic weights for which reference logits exist, in our layouts."""
+    if path[-1].key == "scale":
+        return np.ones(leaf.shape, np.float32)
+    if path[-1].key == "bias":
+        return np.zeros(leaf.shape, np.float32)
+    if leaf.ndim == 2:
+        i, o = np.indices(leaf.shape)
+        v, fan_in = 73 * o + 151 * i + 29 * o * i + 17, leaf.shape[0]
+    else:
+        r, c, i, o = np.indices(leaf.shape)
+        v = 73 * o + 151 * i + 283 * r + 397 * c + 29 * o * i + 7 * o * c + 11 * i * r + 17
+        fan_in = leaf.shape[0] * leaf.shape[1] * leaf.shape[2]
+    return (np.sqrt(24 / fan_in) * (v % 1009 / 1009 - 0.5)).astype(np.float32)
+
+
+def filled(victim):
+    """Variables without a random draw, whose compilation would be most of a test's time."""
+    shapes = jax.eval_shape(victim.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(golden_fill, shapes.params)
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", np.float32), shapes.stats
+    )
+    return jax.tree.map(jnp.asarray, shapes._replace(params=params, stats=stats))
+
+
+@pytest.mark.parametrize(("name", "shape", "options", "count"), SIZES)
+def test_number_of_parameters_and_shapes(name, shape, options, count):
+    victim = models.create(name, shape, 10, **options)
+    assert models.num_params(victim) == count
+    variables = jax.eval_shape(victim.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((7, *shape), jnp.float32)
+    logits, stats = jax.eval_shape(lambda v, x: victim.apply(v, x, train=True), variables, x)
+    assert logits.shape == (7, 10) and logits.dtype == jnp.float32
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), stats) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), variables.stats
+    )
+    assert jax.eval_shape(victim.features, variables, x).shape[0] == 7
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_bfloat16_trains_with_float32_state_and_stays_near_float32(name):
+    shape, options = RUNNABLE[name]
+    narrow = models.create(name, shape, 3, dtype=jnp.bfloat16, **options)
+    variables = filled(narrow)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(6, *shape)), jnp.float32)
+
+    @jax.jit
+    def run(params, x):
+        def loss(params, x):
+            logits, stats = narrow.apply(variables._replace(params=params), x, train=True)
+            return jnp.mean(jax.nn.logsumexp(logits, 1) - logits[:, 0]), (logits, stats)
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, x), narrow.features(variables, x)
+
+    ((grads, image_grad), (logits, stats)), features = run(variables.params, x)
+    assert logits.shape == (6, 3) and features.ndim == 2 and jnp.any(image_grad != 0)
+    for leaf in jax.tree.leaves((grads, image_grad, logits, stats, features)):
+        assert leaf.dtype == jnp.float32 and jnp.all(jnp.isfinite(leaf))
+    want = jax.jit(models.create(name, shape, 3, **options).features)(variables, x)
+    assert jnp.linalg.norm(features - want) < 0.03 * jnp.linalg.norm(want)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_no_windowed_reduction_and_canonical_convolutions_in_a_scanned_hvp(name):
+    shape, options = RUNNABLE[name]
+    victim = models.create(name, shape, 3, **options)
+    variables = jax.eval_shape(victim.init, jax.random.key(0))
+
+    def loss(params, stats, x):
+        return jnp.sum(
+            victim.apply(variables._replace(params=params, stats=stats), x, train=True)[0] ** 2
+        )
+
+    def crafted(variables, x):
+        params, stats = variables
+        tangent = jax.grad(loss)(params, stats, x)
+        return jax.jvp(lambda p: jax.grad(loss, 2)(p, stats, x), (params,), (tangent,))[1]
+
+    mapped = jax.jit(lambda v, xs: jax.lax.map(lambda x: crafted(v, x), xs))
+    text = mapped.lower(variables, jax.ShapeDtypeStruct((2, 4, *shape), jnp.float32)).as_text()
+    assert "reduce_window" not in text and "select_and_scatter" not in text
+    lines = re.findall(r"stablehlo\.convolution.*", text)
+    assert bool(lines) == (name not in ("logistic_regression", "mlp"))
+    for line in lines:
+        assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line
+        assert "feature_group_count = 1 " in line
+
+
+def test_float64_networks_for_finite_differences(x64):
+    victim = models.small_cnn((8, 8, 1), 3, widths=(3, 4), dtype=jnp.float64)
+    variables = jax.tree.map(jnp.float64, filled(victim))
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.uniform(size=(4, 8, 8, 1)))
+    direction = jnp.asarray(random.normal(size=x.shape))
+
+    @jax.jit
+    def f(x):
+        return jnp.sum(jnp.sin(victim.apply(variables, x, train=True)[0]))
+
+    numeric = (f(x + 1e-6 * direction) - f(x - 1e-6 * direction)) / 2e-6
+    np.testing.assert_allclose(jnp.sum(jax.grad(f)(x) * direction), numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", [(10, 3, None), (7, 2, None), (5, 2, 1), (9, 3, 2)], ids=str)
+def test_pools_equal_windows_cut_by_hand(case, strict_dtypes):
+    size, window, stride = case
+    x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3)).astype(np.float32)
+    step = stride or window
+    rows, columns = ((n - window) // step + 1 for n in x.shape[1:3])
+    want = np.zeros((2, rows, columns, window * window, 3), np.float32)
+    for i, j in np.ndindex(rows, columns):
+        patch = x[:, i * step : i * step + window, j * step : j * step + window]
+        want[:, i, j] = patch.reshape(2, -1, 3)
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x), window, stride=stride), want.max(3))
+    np.testing.assert_allclose(
+        avg_pool(jnp.asarray(x), window, stride=stride), want.mean(3), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_features_meet_the_last_layer(strict_dtypes):
+    victim = models.small_cnn((8, 8, 1), 3, widths=(4,))
+    variables = filled(victim)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(6, 8, 8, 1)), jnp.float32)
+    last = variables.params["Dense_0"]
+    logits = victim.features(variables, x) @ last["kernel"] + last["bias"].reshape(1, -1)
+    np.testing.assert_allclose(logits, victim.apply(variables, x, train=False)[0], atol=1e-5)
+
+
+def test_initial_scale():
+    key = jax.random.key(0)
+    block = BasicBlock(features=64).init(key, jnp.zeros((1, 4, 4, 64)), train=False)
+    kernel = block["params"]["conv1"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
+    params = models.small_cnn((8, 8, 1), widths=(8,)).init(key).params
+    for name, fan_in in (("Conv_0", 9), ("Dense_0", 128)):
+        for leaf in params[name].values():
+            assert 0.5 * fan_in**-0.5 < jnp.abs(leaf).max() <= fan_in**-0.5
+    dense = models.logistic_regression((8, 8, 1)).init(key).params["Dense_0"]
+    assert 0.12 < jnp.abs(dense["kernel"]).max() <= 0.125 and not dense["bias"].any()
+
+
+def test_golden_logits_of_resnet18_in_train_mode():
+    victim = models.resnet18(CIFAR)
+    n, i, j, k = np.indices((4, *CIFAR))
+    x = jnp.asarray((7 * i + 11 * j + 13 * k + 5 * n) % 32 / 31, jnp.float32)
+    logits, _ = jax.jit(lambda v, x: victim.apply(v, x, train=True))(filled(victim), x)
+    np.testing.assert_allclose(logits[0, :4], [-0.43055, -0.04825, 0.11993, 0.76760], atol=2e-4)
+    np.testing.assert_allclose(logits[3, :4], [-0.91967, -0.31935, 0.18813, -0.02655], atol=2e-4)
+
+
+def test_wrong_names_and_arguments_are_one_clear_line():
+    with pytest.raises(InputError, match="no model is called 'resnet-18': did you mean resnet18?"):
+        models.create("resnet-18", CIFAR, 10)
+    with pytest.raises(InputError, match="no model is called 'zzz': known are logistic_regression"):
+        models.create("zzz", CIFAR, 10)
+    with pytest.raises(InputError, match="convnet has no option 'widht': it takes width, dtype"):
+        models.create("convnet", CIFAR, 10, widht=3)
+    for name in RUNNABLE:
+        with pytest.raises(InputError, match="num_classes=1: must be an integer >= 2"):
+            models.create(name, CIFAR, 1)
+        with pytest.raises(InputError, match="image_shape="):
+            models.create(name, (32, 32), 10)
+    with pytest.raises(InputError, match="size='tiny': must be one of small, normal, large"):
+        models.lenet(MNIST, size="tiny")
+    for name, side in (("lenet", 15), ("convnet", 8), ("small_cnn", 3)):
+        with pytest.raises(InputError, match="height and width must be >= "):
+            models.create(name, (side, side, 1), 10)
+    with pytest.raises(InputError, match="width=0: must be an integer >= 1"):
+        models.resnet18(CIFAR, width=0)
+    with pytest.raises(InputError, match="hidden=0"):
+        models.mlp(MNIST, hidden=(4, 0))
