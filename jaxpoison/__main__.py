@@ -1,0 +1,145 @@
+"""The command line: `python -m jaxpoison verify PATH` and `python -m jaxpoison show PATH`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, subcommand
+
+from jaxpoison import data
+from jaxpoison.data import poisoned
+from jaxpoison.data.manifest import Manifest, read_manifest
+from jaxpoison.types import Dataset, InputError
+
+__all__ = ["main"]
+
+_WORDS = {True: "PASS", False: "FAIL", None: "NOT CHECKED"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Check a poison folder: hashes, labels, untouched rows, budget on the stored images.
+
+    Each check is PASS, FAIL or NOT CHECKED. Exit code 0: nothing failed; 1: a check failed;
+    2: there is no folder to check, or a wrong setting.
+    """
+
+    path: Positional[pathlib.Path]
+    """The poison folder."""
+
+    data_dir: pathlib.Path | None = None
+    """Folder of the source data set: npz files or prepared TFDS sets. None: as in the manifest."""
+
+    source: pathlib.Path | None = None
+    """An .npz file with the arrays image and label. None: the source the manifest names."""
+
+    def run(self) -> int:
+        """Prints the report; 0 if no check failed, else 1."""
+        clean, reason = self._clean(read_manifest(self.path)[0])
+        report = poisoned.verify(self.path, clean, reason=reason)
+        for check in report.checks:
+            print(f"{_WORDS[check.passed]:<12} {check.name:<16} {check.detail}")
+        open_checks = sum(check.passed is None for check in report.checks)
+        tail = f" ({open_checks} not checked)" if open_checks else ""
+        print(f"{self.path}: {'nothing failed' if report.passed else 'FAILED'}{tail}")
+        return 0 if report.passed else 1
+
+    def _clean(self, manifest: Manifest) -> tuple[Dataset | None, str]:
+        """The source set; an error only where the user said where it is."""
+        if self.source is not None and self.data_dir is not None:
+            raise InputError("--data-dir and --source exclude each other; pass one of them")
+        if self.source is not None:
+            return data.from_npz(self.source), ""
+        name, split = str(manifest.source.get("name")), str(manifest.source.get("split"))
+        folder = self.data_dir or manifest.source.get("data_dir")
+        try:
+            return data.load(name, split, folder), ""
+        except InputError as error:
+            if self.data_dir is not None:
+                raise
+            return None, f"the source data set is not at hand: {error}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print what a poison folder's manifest says, without reading the arrays."""
+
+    path: Positional[pathlib.Path]
+    """The poison folder."""
+
+    def run(self) -> int:
+        """Prints the manifest, one fact a line."""
+        manifest, intact = read_manifest(self.path)
+        for name, text in _facts(manifest):
+            print(f"{name:<16} {text}")
+        if not intact:
+            print(f"{'WARNING':<16} the manifest was changed after it was written")
+        return 0
+
+
+Command = Annotated[Verify, subcommand("verify")] | Annotated[Show, subcommand("show")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the words after the program's name; None takes them from the command line.
+
+    Returns:
+      Exit code: 0 fine, 1 a check failed, 2 bad input (one line on stderr).
+    """
+    try:
+        command = tyro.cli(
+            tyro.conf.OmitSubcommandPrefixes[Command],
+            prog="python -m jaxpoison",
+            description="Data-poisoning attacks and defenses: work with poison folders.",
+            args=argv,
+        )
+        return command.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    source, num = manifest.source, manifest.shape[0]
+    facts = [
+        ("statement", manifest.statement),
+        ("attack", manifest.attack),
+        *((f"  {name}", str(value)) for name, value in manifest.settings.items()),
+        ("budget", _budget(manifest)),
+        ("rows", f"{num} of shape {manifest.shape[1:]}; {manifest.num_changed} may differ"),
+        ("labels", "some changed" if manifest.labels_changed else "as in the source"),
+        ("domain", manifest.domain),
+        ("source", f"{source.get('name')}, split {source.get('split')}, {manifest.index_map} rows"),
+        ("key", str(manifest.key)),
+        ("made", f"{manifest.date_utc} on {manifest.device}, {_seconds(manifest.wall_time_s)}"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in manifest.versions.items())),
+        ("files", ", ".join(manifest.files)),
+        *((f"  {name}", str(value)) for name, value in manifest.extra.items()),
+    ]
+    return facts
+
+
+def _budget(manifest: Manifest) -> str:
+    largest, levels = manifest.measured.get("norm_max"), manifest.measured.get("grey_level_max")
+    found = "" if levels is None else f"; largest change {levels} grey levels"
+    if manifest.norm is None or manifest.eps is None:
+        return f"none{found}"
+    unit = f" ({255 * manifest.eps:.4g}/255)" if manifest.norm == "linf" else ""
+    size = "" if largest is None else f", measured {largest:.6g}"
+    return f"{manifest.norm} eps {manifest.eps:.6g}{unit}{size}{found}"
+
+
+def _seconds(wall_time: float | int | None) -> str:
+    return "wall time not given" if wall_time is None else f"{wall_time:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

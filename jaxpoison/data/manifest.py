@@ -1,0 +1,242 @@
+"""The manifest of a poison folder: what the data are, how they were made, and their hashes."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import numbers
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpoison.data.check import one_line
+from jaxpoison.types import InputError
+
+__all__ = ["MANIFEST", "SCHEMA", "Manifest"]
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ARRAYS = ("images.npy", "labels.npy", "mask.npy", "delta.npy", "source_rows.npy")
+"""The files a folder may hold beside the manifest; the first three always."""
+DOMAINS = ("uint8", "float", "features")
+ROWS = ("changed", "added")
+STATEMENT = (
+    "These data are POISONED: they were altered so that a model trained on them fails as the "
+    "attack named here intends. They serve research on attacks and defenses. Do not train a "
+    "model for use on them."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything about a poison but its arrays; as `manifest.json` with the same names.
+
+    Attributes:
+      attack: name of the attack.
+      settings: all its settings, as JSON values.
+      norm: "linf", "l2", "l0", or None for no budget.
+      eps: radius; pixel units in [0, 1] (linf, l2), a number of pixels (l0), or None.
+      measured: largest change of a stored row in that norm, and in grey levels; None where there
+        is no source row to compare with.
+      rounding: "nearest" or "truncate", or None where nothing was rounded.
+      domain: "uint8" (grey levels), "float" (images in [0, 1]) or "features".
+      rows: "changed" (every row has a source row) or "added" (some have none).
+      labels_changed: whether labels may differ from the source's.
+      shape: [N, ...] of images.npy.
+      num_changed: how many rows the mask marks.
+      source: name, split, data_dir, num_rows, image_sha256, label_sha256 of the clean set.
+      index_map: "identity" (row i comes from source row i) or "source_rows.npy", which lists the
+        source row of each row, -1 for added ones.
+      key: the random key: {"impl", "data"}, an integer seed, or None.
+      versions: package -> version.
+      device: platform and kind of the device.
+      wall_time_s: seconds the attack took, if known.
+      date_utc: when the folder was written, ISO 8601.
+      files: file name -> SHA-256 of its bytes.
+      extra: anything else, as JSON values.
+      statement: what the data are, for a reader who finds the folder.
+    """
+
+    attack: str
+    settings: dict[str, Any]
+    norm: str | None
+    eps: float | int | None
+    measured: dict[str, Any]
+    rounding: str | None
+    domain: str
+    rows: str
+    labels_changed: bool
+    shape: list[int]
+    num_changed: int
+    source: dict[str, Any]
+    index_map: str
+    key: dict[str, Any] | int | None
+    versions: dict[str, str]
+    device: str
+    wall_time_s: float | int | None
+    date_utc: str
+    files: dict[str, str]
+    extra: dict[str, Any]
+    statement: str = STATEMENT
+
+    def to_text(self) -> str:
+        """The JSON text; its last entry is the SHA-256 of the text without that entry."""
+        content = {"schema": SCHEMA, "statement": self.statement, **dataclasses.asdict(self)}
+        digest = hashlib.sha256(_dumps(content).encode()).hexdigest()
+        return _dumps({**content, "sha256": digest})
+
+
+def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
+    """The manifest in a folder, and whether its text is as it was written.
+
+    Raises no error for edited values, so that `verify` can report them; `read` refuses them.
+
+    Errors:
+      InputError: no folder, no manifest, no JSON, another schema, a missing or mistyped entry.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes().decode()
+        content = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise InputError(f"{path} has schema {found!r}; this version reads {SCHEMA}")
+    values = {}
+    for field in dataclasses.fields(Manifest):
+        if field.name not in content:
+            raise InputError(f"{path} lacks the entry {field.name!r}")
+        values[field.name] = content[field.name]
+    _check_values(values, path)
+    manifest = Manifest(**values)
+    return manifest, manifest.to_text() == text
+
+
+def as_json(value: Any, name: str) -> Any:
+    """`value` as JSON can hold it; functions become their names.
+
+    Errors:
+      InputError: a value of another kind, or a number that is not finite, naming where it is.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if _is_key(value):
+        return key_record(value)
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return as_json(value.tolist(), name)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if not math.isfinite(value):
+            raise InputError(f"{name} = {value} is not finite; a manifest cannot hold it")
+        return float(value)
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise InputError(f"{name} is a {type(value).__name__}; a manifest holds numbers, text, lists")
+
+
+def key_record(key: Any) -> dict[str, Any] | int | None:
+    """A typed key as {"impl", "data"}, an integer seed as itself, None as None."""
+    if key is None or (isinstance(key, numbers.Integral) and not isinstance(key, bool)):
+        return key if key is None else int(key)
+    if _is_key(key):
+        impl = str(jax.random.key_impl(key))
+        return {"impl": impl, "data": np.asarray(jax.random.key_data(key)).tolist()}
+    raise InputError(f"key is a {type(key).__name__}; allowed are a jax.random.key, an int, None")
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """SHA-256 of the dtype, the shape and the bytes in row order; little-endian."""
+    array = np.ascontiguousarray(array)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    head = f"{array.dtype.str}{list(array.shape)}"
+    digest = hashlib.sha256(head.encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("jaxpoison", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+def device_name() -> str:
+    """Platform and kind of the default device, such as "cpu: cpu"."""
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind}"
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _dumps(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "attack": str,
+    "settings": dict,
+    "norm": (str, type(None)),
+    "eps": (float, int, type(None)),
+    "measured": dict,
+    "rounding": (str, type(None)),
+    "domain": str,
+    "rows": str,
+    "labels_changed": bool,
+    "shape": list,
+    "num_changed": int,
+    "source": dict,
+    "index_map": str,
+    "key": (dict, int, type(None)),
+    "versions": dict,
+    "device": str,
+    "wall_time_s": (float, int, type(None)),
+    "date_utc": str,
+    "files": dict,
+    "extra": dict,
+    "statement": str,
+}
+
+
+def _check_values(values: dict[str, Any], path: pathlib.Path) -> None:
+    for name, kind in _TYPES.items():
+        if not isinstance(values[name], kind):
+            raise InputError(f"{path}: the entry {name!r} is a {type(values[name]).__name__}")
+    unknown = set(values["files"]) - set(ARRAYS)
+    missing = set(ARRAYS[:3]) - set(values["files"])
+    if unknown or missing:
+        raise InputError(f"{path}: 'files' names {sorted(values['files'])}; allowed are {ARRAYS}")
+    for name, allowed in (("domain", DOMAINS), ("rows", ROWS)):
+        if values[name] not in allowed:
+            raise InputError(f"{path}: {name!r} is {values[name]!r}; allowed are {allowed}")
+    if not all(isinstance(size, int) for size in values["shape"]) or len(values["shape"]) < 2:
+        raise InputError(f"{path}: 'shape' is {values['shape']}; allowed is [N, ...]")
