@@ -71,7 +71,8 @@ def adapt(
         try:
             return module.apply(collections, x, train=train, rngs=rngs, mutable=mutable)
         except errors.InvalidRngError as error:
-            raise InputError(f"{name} draws random numbers in train mode: pass key=") from error
+            hint = "in train mode: pass key=" if train else "in eval mode: it must not"
+            raise InputError(f"{name} draws random numbers {hint}") from error
 
     def apply(
         variables: Variables, image: Array, *, train: bool, key: Key | None = None

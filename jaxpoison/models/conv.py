@@ -10,24 +10,32 @@ dilations, so that gradients, Hessian-vector products and unrolled training stay
 On other platforms the stock convolution is used, derivatives included.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxpoison.types import InputError
 
-__all__ = ["ConvTranspose", "conv_general_dilated"]
+__all__ = ["conv_general_dilated"]
 
 Sizes = tuple[int, ...]
+
+
+class _Window(NamedTuple):
+    """How the kernel meets the image, one entry per spatial axis: s, (lo, hi), l, r."""
+
+    strides: Sizes
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: Sizes
+    rhs_dilation: Sizes
 
 
 def conv_general_dilated(
@@ -62,89 +70,30 @@ def conv_general_dilated(
     """
     rank = lhs.ndim - 2
     ones = (1,) * rank
-    strides = tuple(window_strides)
     lhs_dilation, rhs_dilation = tuple(lhs_dilation or ones), tuple(rhs_dilation or ones)
     _check_layout(lhs.shape, rhs.shape, dimension_numbers)
     if isinstance(padding, str):
-        window = [_dilated(k, r) for k, r in zip(rhs.shape[:rank], rhs_dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
-    settings = dict(
-        strides=strides,
-        padding=tuple((int(lo), int(hi)) for lo, hi in padding),
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-    )
-    if min(_output_size(lhs.shape, rhs.shape, **settings)) < 1:
+        reach = [_dilated(k, r) for k, r in zip(rhs.shape[:rank], rhs_dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, tuple(window_strides), padding)
+    pads = tuple((int(lo), int(hi)) for lo, hi in padding)
+    window = _Window(tuple(window_strides), pads, lhs_dilation, rhs_dilation)
+    if min(_output_size(lhs.shape, rhs.shape, window)) < 1:
         raise InputError(
             f"a {rhs.shape[:rank]} kernel does not fit the image {lhs.shape[1:-1]} with padding "
-            f"{settings['padding']}: use larger images or a smaller network"
+            f"{pads}: use larger images or a smaller network"
         )
     if feature_group_count == 1:
-        canonical = partial(_bilinear_conv.bind, precision=precision, **settings)
+        canonical = partial(_bilinear_conv.bind, window=window, precision=precision)
     elif feature_group_count == lhs.shape[-1]:
-        canonical = partial(_shifted_products, **settings)
+        canonical = partial(_shifted_products, window=window)
     else:
         raise InputError(
             f"feature_group_count={feature_group_count} with {lhs.shape[-1]} channels: "
             "only 1 and the number of channels (depthwise) are supported"
         )
-    plain = partial(_plain_conv, precision=precision, groups=feature_group_count, **settings)
+    plain = partial(_plain_conv, window=window, precision=precision, groups=feature_group_count)
     lhs, rhs = _equally_varying(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=canonical, default=plain)
-
-
-class ConvTranspose(nn.Module):
-    """Transposed convolution in PyTorch's padding: n -> (n - 1) stride - 2 padding + kernel.
-
-    y[s q + k - p] += x[q] w[k], written as a convolution of the dilated image with the kernel
-    flipped in space: the parameter `kernel` [K, K, I, O] is that flipped kernel, so a PyTorch
-    weight [I, O, K, K] enters as `weight.transpose(2, 3, 0, 1)[::-1, ::-1]`.
-
-    Attributes:
-      features: output channels O.
-      kernel: side K of the kernel.
-      stride: s.
-      padding: p, rows cut from each side of the full output.
-      use_bias: add a bias per channel.
-      dtype: compute dtype; parameters are float32.
-
-    Init: kernel and bias uniform in +-1/sqrt(O K K), PyTorch's default.
-    """
-
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    use_bias: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n y z o"]:
-        """[N, H, W, I] -> [N, (H-1)s-2p+K, (W-1)s-2p+K, O]."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-        kernel = self.param("kernel", uniform, shape)
-        pad = self.kernel - 1 - self.padding
-        y = conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (1, 1),
-            [(pad, pad)] * 2,
-            lhs_dilation=(self.stride,) * 2,
-        )
-        if self.use_bias:
-            bound = (self.features * self.kernel**2) ** -0.5
-            bias = self.param(
-                "bias",
-                lambda key, n: jax.random.uniform(key, n, minval=-bound, maxval=bound),
-                (self.features,),
-            )
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return y
-
-
-def _uniform(bound: float) -> Callable[..., Array]:
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def _check_layout(x: Sizes, w: Sizes, dimension_numbers: Any) -> None:
@@ -154,9 +103,7 @@ def _check_layout(x: Sizes, w: Sizes, dimension_numbers: Any) -> None:
     if dimension_numbers is not None:
         numbers = lax.conv_dimension_numbers(x, w, dimension_numbers)
         if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (image, kernel, image):
-            raise InputError(
-                f"dimension_numbers={dimension_numbers}: only channels-last is supported"
-            )
+            raise InputError(f"dimension_numbers={dimension_numbers}: must be channels-last")
 
 
 def _dilated(n: int, d: int) -> int:
@@ -164,44 +111,45 @@ def _dilated(n: int, d: int) -> int:
     return (n - 1) * d + 1 if n else 0
 
 
-def _output_size(
-    x: Sizes, w: Sizes, *, strides: Sizes, padding: Any, lhs_dilation: Sizes, rhs_dilation: Sizes
-) -> Sizes:
+def _output_size(x: Sizes, w: Sizes, window: _Window) -> Sizes:
     """Y = floor((D(X, l) + lo + hi - D(K, r)) / s) + 1, per spatial axis."""
-    axes = zip(x[1:-1], w[:-2], strides, padding, lhs_dilation, rhs_dilation, strict=True)
+    axes = zip(x[1:-1], w[:-2], *window, strict=True)
     return tuple(
-        (_dilated(m, d) + lo + hi - _dilated(k, r)) // s + 1 for m, k, s, (lo, hi), d, r in axes
+        (_dilated(n, d) + lo + hi - _dilated(k, r)) // s + 1 for n, k, s, (lo, hi), d, r in axes
     )
 
 
-def _plain_conv(x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision, groups=1):
+def _plain_conv(x, w, *, window, precision, groups=1):
     n = x.ndim
     image = (0, n - 1, *range(1, n - 1))
     numbers = lax.ConvDimensionNumbers(image, (n - 1, n - 2, *range(n - 2)), image)
     return lax.conv_general_dilated(
-        x, w, strides, padding, lhs_dilation, rhs_dilation, numbers, groups, precision=precision
+        x,
+        w,
+        window.strides,
+        window.padding,
+        window.lhs_dilation,
+        window.rhs_dilation,
+        numbers,
+        groups,
+        precision=precision,
     )
 
 
-def _shifted_products(x, w, *, strides, padding, lhs_dilation, rhs_dilation):
+def _shifted_products(x, w, *, window):
     """Depthwise: y[n, p, (c, j)] = sum_k x~[n, s p + r k, c] w[k, 1, (c, j)]."""
-    out = _output_size(
-        x.shape,
-        w.shape,
-        strides=strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-    )
+    out = _output_size(x.shape, w.shape, window)
     channels, rank = x.shape[-1], x.ndim - 2
-    space = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, lhs_dilation, strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
+    pads = [
+        (lo, hi, d - 1) for (lo, hi), d in zip(window.padding, window.lhs_dilation, strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     w = w.reshape(*w.shape[:-2], *(1,) * (rank + 1), channels, -1)
     parts = []
     for k in np.ndindex(*w.shape[:rank]):
-        start = [i * r for i, r in zip(k, rhs_dilation, strict=True)]
-        stop = [a + _dilated(n, s) for a, n, s in zip(start, out, strides, strict=True)]
-        part = lax.slice(x, [0, *start, 0], [x.shape[0], *stop, channels], [1, *strides, 1])
+        low = [i * r for i, r in zip(k, window.rhs_dilation, strict=True)]
+        high = [a + _dilated(n, s) for a, n, s in zip(low, out, window.strides, strict=True)]
+        part = lax.slice(x, [0, *low, 0], [x.shape[0], *high, channels], [1, *window.strides, 1])
         parts.append(part[..., None] * w[k])
     return reduce(jnp.add, parts).reshape(x.shape[0], *out, -1)
 
@@ -214,67 +162,38 @@ mlir.register_lowering(_bilinear_conv, mlir.lower_fun(_plain_conv, multiple_resu
 
 
 @_bilinear_conv.def_abstract_eval
-def _abstract(x, w, *, precision, **settings):
+def _abstract(x, w, *, window, precision):
     del precision
     if x.dtype != w.dtype or x.shape[-1] != w.shape[-2]:
         raise TypeError(f"cannot convolve {x.dtype}{x.shape} with {w.dtype}{w.shape}")
-    shape = (x.shape[0], *_output_size(x.shape, w.shape, **settings), w.shape[-1])
+    shape = (x.shape[0], *_output_size(x.shape, w.shape, window), w.shape[-1])
     return x.update(shape=shape, weak_type=False)
 
 
-def _transpose_x(ct, x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision):
-    """D y / D x, transposed: ct with w flipped in space, I and O exchanged."""
-    axes = zip(
-        x.aval.shape[1:-1],
-        w.shape[:-2],
-        ct.shape[1:-1],
-        strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        strict=True,
-    )
+def _transpose_x(ct, x, w, *, window, precision):
+    """The transpose in x: ct with w flipped in space, I and O exchanged."""
     pads = []
-    for n, k, y, s, (lo, _), d, r in axes:
+    for n, k, y, s, (lo, _), d, r in zip(
+        x.aval.shape[1:-1], w.shape[:-2], ct.shape[1:-1], *window, strict=True
+    ):
         low = _dilated(k, r) - 1 - lo
         pads.append((low, _dilated(n, d) + _dilated(k, r) - 1 - _dilated(y, s) - low))
     flipped = lax.rev(w, tuple(range(w.ndim - 2))).swapaxes(-1, -2)
-    return _bilinear_conv.bind(
-        ct,
-        flipped,
-        strides=lhs_dilation,
-        padding=tuple(pads),
-        lhs_dilation=strides,
-        rhs_dilation=rhs_dilation,
-        precision=precision,
-    )
+    back = _Window(window.lhs_dilation, tuple(pads), window.strides, window.rhs_dilation)
+    return _bilinear_conv.bind(ct, flipped, window=back, precision=precision)
 
 
-def _transpose_w(ct, x, w, *, strides, padding, lhs_dilation, rhs_dilation, precision):
-    """D y / D w, transposed: x and ct with batch and channels exchanged; ct is the kernel."""
-    axes = zip(
-        x.shape[1:-1],
-        w.aval.shape[:-2],
-        ct.shape[1:-1],
-        strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        strict=True,
-    )
+def _transpose_w(ct, x, w, *, window, precision):
+    """The transpose in w: x and ct with batch and channels exchanged, ct as the kernel."""
     pads = tuple(
         (lo, _dilated(k, r) - 1 + _dilated(y, s) - _dilated(n, d) - lo)
-        for n, k, y, s, (lo, _), d, r in axes
+        for n, k, y, s, (lo, _), d, r in zip(
+            x.shape[1:-1], w.aval.shape[:-2], ct.shape[1:-1], *window, strict=True
+        )
     )
-    grad = _bilinear_conv.bind(
-        x.swapaxes(0, -1),
-        jnp.moveaxis(ct, 0, -2),
-        strides=rhs_dilation,
-        padding=pads,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=strides,
-        precision=precision,
-    )
+    back = _Window(window.rhs_dilation, pads, window.lhs_dilation, window.strides)
+    images, kernels = x.swapaxes(0, -1), jnp.moveaxis(ct, 0, -2)
+    grad = _bilinear_conv.bind(images, kernels, window=back, precision=precision)
     return jnp.moveaxis(grad, 0, -2)
 
 
@@ -284,7 +203,7 @@ def _batch(args, axes, **settings):
     bind = partial(_bilinear_conv.bind, **settings)
     if w_axis is None:
         x = jnp.moveaxis(x, x_axis, 0)
-        y = bind(x.reshape(-1, *x.shape[2:]), w)
+        y = bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), w)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
     if x_axis is None:
         w = jnp.moveaxis(w, w_axis, -2)

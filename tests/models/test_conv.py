@@ -10,7 +10,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxpoison.models.conv import ConvTranspose, conv_general_dilated
+from jaxpoison.models.conv import conv_general_dilated
+from jaxpoison.models.conv_transpose import ConvTranspose
 from jaxpoison.types import InputError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
