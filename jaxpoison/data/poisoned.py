@@ -21,7 +21,7 @@ from jaxpoison.data.manifest import (
     package_versions,
     read_manifest,
 )
-from jaxpoison.data.rounding import check_norm, to_uint8
+from jaxpoison.data.rounding import blocks, check_norm, to_uint8
 from jaxpoison.data.verification import (
     Check,
     Report,
@@ -132,7 +132,7 @@ def write(
         )
     arrays = {"images.npy": stored, "labels.npy": label, "mask.npy": mask}
     if delta and rows == "changed" and image.dtype != np.uint8:
-        arrays["delta.npy"] = image[mask].astype(np.float32) - floats(base[mask])
+        arrays["delta.npy"] = _delta(image, base, np.flatnonzero(mask))
     identity = len(origin) == len(clean_label) and bool((origin == np.arange(len(origin))).all())
     if not identity:
         arrays["source_rows.npy"] = origin
@@ -264,6 +264,15 @@ def _image(image: np.ndarray, base: np.ndarray, label: np.ndarray, domain: str) 
         )
     image = image.astype(np.float32)
     return np.clip(image, 0, 1) if domain == "float" else image
+
+
+def _delta(image: np.ndarray, base: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """The change of the rows `changed` before rounding, float32."""
+    out = np.empty((len(changed), *image.shape[1:]), np.float32)
+    for block in blocks(out.shape):
+        rows = changed[block]
+        out[block] = image[rows].astype(np.float32) - floats(base[rows])
+    return out
 
 
 def _stored(

@@ -50,7 +50,7 @@ def to_uint8(
         raise InputError(f"poisoned images {poisoned.shape} and clean {clean.shape} must match")
     radius = 0.0 if eps is None else float(eps)
     out = np.empty_like(clean)
-    for rows in _blocks(clean.shape):
+    for rows in blocks(clean.shape):
         value, start = poisoned[rows].astype(np.float64), clean[rows].astype(np.float64)
         _check_box(value, rows.start)
         if norm is not None:
@@ -88,7 +88,7 @@ def change_size(
     changed, clean = np.asarray(changed), np.asarray(clean)
     grey = changed.dtype == np.uint8 and clean.dtype == np.uint8
     sizes, beyond = np.zeros(len(clean)), np.zeros(len(clean), bool)
-    for rows in _blocks(clean.shape):
+    for rows in blocks(clean.shape):
         if grey:
             shift = changed[rows].astype(np.float64) - clean[rows]
             sizes[rows] = _size(shift, norm) / (1 if norm == "l0" else 255)
@@ -203,8 +203,8 @@ def _size(change: np.ndarray, norm: str) -> np.ndarray:
     return pixels.reshape(len(change), -1).sum(axis=1).astype(np.float64)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis of about `_BLOCK_ENTRIES` entries each."""
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of the first axis that hold about `_BLOCK_ENTRIES` entries each, at least a row."""
     step = max(1, _BLOCK_ENTRIES // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))

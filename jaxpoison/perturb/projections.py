@@ -1,6 +1,6 @@
 """Projections of perturbations onto a norm ball and the image box 0 <= x + p <= 1."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,21 +122,35 @@ def _l2(delta: Deltas, low: Deltas, high: Deltas, eps: Any) -> Deltas:
     return jnp.where(inside, clipped, jnp.clip(scale * unit, low, high))
 
 
+class _Search(NamedTuple):
+    """Newton's method for t; the last three never change (so that the loop has no closure)."""
+
+    step: Any
+    t: Array
+    last: Array
+    square: Array
+    bound: Array
+    target: Array
+
+
 def _newton(square: Deltas, bound: Deltas, target: Array) -> Array:
     """Largest t [N, 1, 1, 1] with sum_i min(t square_i, bound_i) <= target, from below."""
-
-    def unfinished(carry):
-        step, t, last = carry
-        return (step < _MAX_NEWTON) & jnp.any(t > last)
-
-    def advance(carry):
-        step, t, _ = carry
-        return step + 1, jnp.maximum(t, _solve(t, square, bound, target)), t
-
     total = _sum(square)
     start = jnp.where(total > 0, target / jnp.where(total > 0, total, 1), 0)
     # The first `last` only has to lie below: the loop runs until no t grows.
-    return jax.lax.while_loop(unfinished, advance, (0, start, start - 1))[1]
+    search = _Search(jnp.zeros((), jnp.int32), start, start - 1, square, bound, target)
+    return jax.lax.while_loop(_unfinished, _advance, search).t
+
+
+def _unfinished(search: _Search) -> Array:
+    return (search.step < _MAX_NEWTON) & jnp.any(search.t > search.last)
+
+
+def _advance(search: _Search) -> _Search:
+    step, t, _, square, bound, target = search
+    return _Search(
+        step + 1, jnp.maximum(t, _solve(t, square, bound, target)), t, square, bound, target
+    )
 
 
 def _solve(t: Array, square: Deltas, bound: Deltas, target: Array) -> Array:
