@@ -25,7 +25,7 @@ def small_cnn(
 ) -> Victim:
     """The victim for two CPU cores: (conv 3x3, ReLU, average-pool 2) per width, then linear.
 
-    About 85 % on Fashion-MNIST from 10,000 images and 8 epochs.
+    Average pools keep it cheap: about 26 ms of CPU time a training step at 125 images of 28x28x1.
 
     Args:
       image_shape: (H, W, C); H and W at least 2^len(widths).
