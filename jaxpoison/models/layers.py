@@ -1,7 +1,7 @@
 """Layers every shipped network is made of: canonical convolution, dense, BatchNorm, pools.
 
 The functions are called inside a module's `nn.compact` method, as flax's own layers are.
-Initialization: `torch` is uniform in +-1/sqrt(fan_in) for weights and biases.
+Initialization: weights and biases uniform in +-1/sqrt(fan_in), unless an argument says otherwise.
 """
 
 import functools
