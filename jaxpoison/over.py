@@ -186,8 +186,30 @@ def _mapper(chunk: int | None) -> Callable[..., PyTree]:
     if chunk is None:
         return lambda fn, xs: jax.vmap(fn)(xs)
     if chunk == 1:  # lax.map(batch_size=1) would still vmap a batch of one
-        return lax.map
+        return _map
     return lambda fn, xs: lax.map(fn, xs, batch_size=chunk)
+
+
+def _map(fn, xs):
+    """`lax.map` whose body XLA compiles to the same bits whatever the length.
+
+    A loop over a single element is dissolved into its surroundings and fused differently, which
+    moves last bits. It is therefore run as the first of two, with a trip count XLA cannot see; that
+    loop has no reverse mode, so differentiate a single run, not one restart.
+    """
+    if jax.tree.leaves(xs)[0].shape[0] != 1:
+        return lax.map(fn, xs)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), xs)
+    out = jax.eval_shape(fn, tree.take(xs, 0))
+    results = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), out)
+
+    def body(i, results):
+        result = fn(tree.take(twice, i))
+        return jax.tree.map(lambda all_, one: all_.at[i].set(one), results, result)
+
+    stop = lax.optimization_barrier(jnp.int32(1))
+    results = lax.fori_loop(jnp.int32(0), stop, body, results)
+    return jax.tree.map(lambda x: x[:1], results)
 
 
 def _repeat(process, init, step, poison):

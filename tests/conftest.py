@@ -21,7 +21,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("jaxpoison", "beartype.beartype"):
+import tests.typecheck  # noqa: E402, F401
+
+with install_import_hook("jaxpoison", "tests.typecheck.checked"):
     import jaxpoison  # noqa: F401
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"

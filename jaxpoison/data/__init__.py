@@ -1,6 +1,6 @@
 """Labeled images: sources, checks, augmentations, and data made from a key."""
 
-from jaxpoison.data import augment, synthetic
+from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check import check
 from jaxpoison.data.sources import digits, from_npz, from_tfds, load
 from jaxpoison.data.subsets import first_per_class, split_validation
@@ -13,6 +13,8 @@ __all__ = [
     "from_npz",
     "from_tfds",
     "load",
+    "poisoned",
+    "rounding",
     "split_validation",
     "synthetic",
 ]

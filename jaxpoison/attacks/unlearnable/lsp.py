@@ -91,7 +91,7 @@ def lsp_noise(
     z = jax.random.normal(sample_key, (label.shape[0], size))
 
     def of_class(total, c):
-        return total + jnp.where((label == c)[:, None], z @ mix[c] + center[c], 0.0), None
+        return total + jnp.where((label == c)[:, None], z @ mix[c] + center[c][None], 0.0), None
 
     u, _ = lax.scan(of_class, jnp.zeros_like(z), jnp.arange(num_classes))
     u = u[:, jax.random.permutation(order_key, size)].reshape(-1, *cells)

@@ -108,9 +108,9 @@ def shortcut_scores(
     white = jnp.asarray(_colors(image.shape[-1]))  # [V, C]
     sign = 1 - 2 * white
     first = jnp.einsum("n,nhwc->hwc", member, image) / count
-    deviation = white + sign * first[:, :, None, :]  # E|x - v|, [H, W, V, C]
-    centered = member[:, None, None, None] * (image - first)
-    covariance = jnp.einsum("nhwa,nhwb->hwab", centered, image - first) / count
+    deviation = white[None, None] + sign[None, None] * first[:, :, None, :]  # E|x - v|
+    centered = image - first[None]
+    covariance = jnp.einsum("n,nhwa,nhwb->hwab", member, centered, centered) / count
     if objective == "paper":
         mean = jnp.sum(deviation, axis=-1)
         spread = jnp.einsum("va,hwab,vb->hwv", sign, covariance, sign)

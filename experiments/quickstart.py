@@ -1,0 +1,107 @@
+"""The main job on real images in a minute: clean, random noise, EM, TAP and LSP on digits.
+
+Claim: at the same L-infinity budget random noise leaves an MLP nearly intact, error-minimizing
+noise costs it some and error-maximizing noise most of its accuracy on clean images; a linearly
+separable pattern does so without any model. Expected: clean 98, noise 96, EM 86, TAP under 35.
+Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
+Device: any; about a minute on 2 CPU cores.
+
+    python -m experiments.quickstart
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+import jaxpoison as jp
+from jaxpoison.report import Study, StudyConfig, command_line
+
+EXPECT = {
+    "clean": "the reference: about 98",
+    "random-noise": "within 3 of clean: a changed picture alone does little",
+    "error-minimizing": "about 10 below clean: an MLP still learns much of the digits",
+    "error-maximizing": "under 35: features of the next class, kept under this label",
+    "lsp": "far below clean: patches that a linear model reads (L2 budget, no model)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Settings of the quickstart."""
+
+    eps: float = 0.3
+    """L-infinity radius, pixels in [0, 1]; LSP gets the L2 radius 8 eps of its corners."""
+    epochs: int = 20
+    """Of every victim and of the surrogate (Adam 0.01, batch 32)."""
+    em_rounds: int = 20
+    """Rounds of error-minimizing noise."""
+    tap_steps: int = 250
+    """Sign-gradient steps of error-maximizing noise."""
+
+    @classmethod
+    def smoke(cls, **options) -> "Config":
+        """Seconds: two epochs, few steps."""
+        return cls(epochs=2, em_rounds=2, tap_steps=20, victims=2, **options)
+
+
+def main(config: Config) -> dict:
+    """Run the study and return its record."""
+    train, test = jp.data.digits("train"), jp.data.digits("test")
+    victim = jp.models.mlp(train.image.shape[1:], 10)
+    recipe = jp.victims.recipes.small(epochs=config.epochs)
+    linf = jp.perturb.Budget("linf", config.eps)
+    l2 = jp.perturb.Budget("l2", config.eps * math.sqrt(train.image[0].size))
+    em = jp.attacks.error_minimizing(victim, eps=config.eps, num_classes=10, batch_size=128)
+    attacks = {
+        "random-noise": (jp.attacks.random_noise(eps=config.eps), 1, linf),
+        "error-minimizing": (em, config.em_rounds, linf),
+        "error-maximizing": (
+            jp.attacks.error_maximizing(victim, eps=config.eps, num_classes=10),
+            config.tap_steps,
+            linf,
+        ),
+        "lsp": (jp.attacks.lsp(eps=l2.eps, num_classes=10, patch=2), 1, l2),
+    }
+    study = Study("quickstart", config)
+    if done := study.finished():
+        return done
+
+    victim_key, surrogate_key, attack_key = jax.random.split(jax.random.key(config.seed), 3)
+    single = jp.victims.victim_training(victim, recipe, len(train.label))
+    seeds = jp.over_restarts(single, config.victims, chunk=None)  # a dense net: side by side
+    surrogate, _ = study.train(
+        "surrogate", single, surrogate_key, jp.Split(train, train), epochs=config.epochs
+    )
+    rows = jnp.arange(len(train.label))
+    scenario = jp.Scenario(train, goal=train, index=rows, aux=surrogate.variables)
+
+    def retrain(arm, dataset):
+        study.retrain(
+            arm,
+            victim,
+            seeds,
+            victim_key,
+            jp.Split(dataset, test),
+            epochs=config.epochs,
+            expect=EXPECT[arm],
+        )
+
+    retrain("clean", train)
+    for arm, (attack, steps, budget) in attacks.items():
+        poisoned = study.craft(
+            arm,
+            attack,
+            attack_key,
+            scenario,
+            num_steps=steps,
+            budget=budget,
+            source={"name": "digits", "split": "train"},
+        )
+        retrain(arm, poisoned)
+    return study.finish(main="error-maximizing", published=[])
+
+
+if __name__ == "__main__":
+    command_line(main, Config, __doc__)

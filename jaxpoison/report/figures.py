@@ -1,0 +1,107 @@
+"""Pictures of a result: what was done to the images, and how the victims learned."""
+
+import pathlib
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Num
+
+__all__ = ["curves", "grid"]
+
+COLORS = ["#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948"]
+
+
+def grid(
+    path: pathlib.Path,
+    clean: Num[np.ndarray, "n h w c"],
+    poisoned: dict[str, Num[np.ndarray, "n h w c"]],
+    *,
+    columns: int = 8,
+) -> None:
+    """A PNG of clean images, and for each attack the poisoned ones and their difference.
+
+    Differences are drawn around mid-grey, stretched so that the largest change of the row spans
+    the range; the stretch is written beside the row.
+
+    Args:
+      path: file to write.
+      clean: uint8 images, N >= 1; the first `columns` are drawn.
+      poisoned: by arm, uint8 images in the same order.
+      columns: images a row.
+    """
+    columns = min(columns, len(clean))
+    rows: list[tuple[str, np.ndarray]] = [("clean", clean[:columns] / 255)]
+    for name, images in poisoned.items():
+        difference = images[:columns].astype(float) - clean[:columns]
+        largest = max(float(np.abs(difference).max()), 1.0)
+        rows.append((name, images[:columns] / 255))
+        rows.append(
+            (f"difference\nx {127 / largest:.3g}, grey = 0", 0.5 + difference / largest / 2)
+        )
+    figure = matplotlib.figure.Figure(
+        figsize=(1.9 + columns * 0.85, 0.3 + len(rows) * 0.85), layout="constrained"
+    )
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds."""
+    figure = matplotlib.figure.Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    ends = []
+    for color, (name, entry) in zip(_cycle(), record["arms"].items(), strict=False):
+        values = 100 * np.asarray(entry["curve"])
+        axis.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=2)
+        ends.append((values[-1], name, color))
+    for height, (value, name, color) in zip(_apart(ends), sorted(ends), strict=True):
+        axis.annotate(
+            f"{name} {value:.1f}",
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            fontsize=9,
+        )
+    axis.set_ylim(0, 102)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("clean test accuracy, %")
+    seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
+    axis.set_title(f"{record['experiment']}: mean of {seeds} victims", loc="left", fontsize=10)
+    axis.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    _save(figure, path)
+
+
+def _cycle():
+    while True:
+        yield from COLORS
+
+
+def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:
+    """Heights for labels in ascending order, at least `gap` apart, kept inside 0..102."""
+    heights: list[float] = []
+    for value, _, _ in sorted(ends):
+        heights.append(max(value, heights[-1] + gap) if heights else max(value, 1.0))
+    for i in range(len(heights) - 1, -1, -1):
+        ceiling = 101.0 if i == len(heights) - 1 else heights[i + 1] - gap
+        heights[i] = min(heights[i], ceiling)
+    return heights
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=150, format="png")
+    temporary.replace(path)

@@ -1,0 +1,111 @@
+"""result.json: what an experiment measured, in one shape for all of them.
+
+    experiment, config, versions, device, date, seconds,
+    arms = {name: {final_accuracy, peak_accuracy, train_accuracy, per_class, confusion, curve,
+                   expect, poison, (targeted) success_rate, intended_probability}},
+    poison = {norm, eps, measured, psnr, ssim} of the experiment's own attack,
+    published = [{what, value, source}]
+
+Accuracies and rates are {mean, low, high, values}: fractions, mean with a 95 % t-interval over
+victim seeds. Seconds are named parts of the wall time, compiling apart.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from jaxpoison.victims import Interval, Judgment
+
+__all__ = ["arm", "device", "published", "record", "versions"]
+
+PACKAGES = ("jaxpoison", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def record(
+    experiment: str,
+    config: dict[str, Any],
+    *,
+    seconds: dict[str, float],
+    arms: dict[str, dict[str, Any]],
+    poison: dict[str, Any] | None,
+    published: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The whole record, ready for JSON; keys as in the module docstring."""
+    return {
+        "experiment": experiment,
+        "config": config,
+        "versions": versions(),
+        "device": device(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "arms": arms,
+        "poison": poison,
+        "published": published,
+    }
+
+
+def arm(
+    judgment: Judgment,
+    *,
+    expect: str,
+    poison: dict[str, Any] | None = None,
+    success_rate: Interval | None = None,
+    intended_probability: Interval | None = None,
+) -> dict[str, Any]:
+    """One training set's entry in `arms`.
+
+    Args:
+      judgment: the victims trained on it.
+      expect: one line on what a reader should expect to see, and why.
+      poison: {norm, eps, measured, psnr, ssim}; None for clean data.
+      success_rate: targeted attacks: share of targets classified as intended.
+      intended_probability: targeted attacks: mean probability of the intended class.
+    """
+    fields = {
+        k: v._asdict() if isinstance(v, Interval) else v for k, v in judgment._asdict().items()
+    }
+    for name, value in (
+        ("success_rate", success_rate),
+        ("intended_probability", intended_probability),
+    ):
+        if value is not None:
+            fields[name] = value._asdict()
+    return fields | {"expect": expect, "poison": poison}
+
+
+def published(what: str, value: float, source: str) -> dict[str, Any]:
+    """A number of somebody else's, to stand beside ours: a fraction, and where it was printed."""
+    return {"what": what, "value": value, "source": source}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages a result depends on."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+
+
+def device() -> dict[str, Any]:
+    """Platform, model and number of accelerators, and the host's processor."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "host": _processor(),
+        "host_cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,299 @@
+"""The main job: craft, write, verify, retrain fresh victims, judge, report; resumable throughout.
+
+A study owns one run folder, `runs/<experiment>/<name>/`:
+
+    config.json                 the settings; a folder of other settings is refused
+    craft/<arm>/                metrics.jsonl and checkpoints/ of an attack
+    poison/<arm>/               the poison folder, as the victims read it
+    victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
+    grid.png, curves.png        pictures
+    result.json                 the record; written last, so it marks a finished run
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxpoison import checkpoint, loops, over
+from jaxpoison.data import poisoned
+from jaxpoison.perturb import Budget
+from jaxpoison.report import figures, record, tables
+from jaxpoison.types import (
+    Attack,
+    Dataset,
+    InputError,
+    Key,
+    Scenario,
+    Split,
+    Training,
+    TrainState,
+    Victim,
+)
+from jaxpoison.victims import judge, similarity
+
+__all__ = ["Study", "StudyConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Settings that every experiment has."""
+
+    name: str = "default"
+    """Run folder: RUNS/<experiment>/NAME."""
+    runs: pathlib.Path = pathlib.Path("runs")
+    """Where run folders are."""
+    overwrite: bool = False
+    """Remove an earlier run of this name and compute it again."""
+    seed: int = 0
+    """Of everything random; the same seed gives the same poison."""
+    victims: int = 5
+    """Fresh victims per training set (seeds of the interval)."""
+
+    def __post_init__(self):
+        if self.victims < 1:
+            raise InputError(f"victims = {self.victims}; it must be at least 1")
+        if not self.name or pathlib.Path(self.name).name != self.name:
+            raise InputError(f"name = {self.name!r}; a plain folder name is needed")
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the result: all fields but name, runs and overwrite, ready for JSON."""
+        fields = {
+            k: v
+            for k, v in dataclasses.asdict(self).items()
+            if k not in ("name", "runs", "overwrite")
+        }
+        return json.loads(json.dumps(fields, default=str))
+
+
+class Study:
+    """One run of the main job.
+
+    Args:
+      experiment: its name, the first level below `config.runs`.
+      config: the settings.
+      console: where the table is printed; progress goes to standard error.
+
+    Raises:
+      InputError: the folder cannot be written, or holds a run with other settings.
+    """
+
+    def __init__(self, experiment: str, config: StudyConfig, *, console: Console | None = None):
+        self.experiment, self.config = experiment, config
+        self.console = console or Console()
+        self.folder = config.runs / experiment / config.name
+        try:
+            if config.overwrite and self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._claim()
+        except OSError as error:
+            raise InputError(f"cannot write run folder {self.folder}: {error.strerror}") from error
+        self.arms: dict[str, dict[str, Any]] = {}
+        self._poisons: dict[str, dict[str, Any]] = {}
+        self._images: dict[str, np.ndarray] = {}
+        self._clean: np.ndarray | None = None
+        saved = self._read("seconds.json") or {"parts": {}, "wall": 0.0}
+        self._parts, self._wall, self._began = saved["parts"], saved["wall"], time.perf_counter()
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of a finished run, printed; None if there is work to do."""
+        result = self._read("result.json")
+        if result is not None:
+            tables.print_record(result, self.console)
+            self.console.print(
+                f"finished before: {self.folder} (--overwrite computes it again)", soft_wrap=True
+            )
+        return result
+
+    def train(
+        self, part: str, training: Training, key: Key, split: Split, *, epochs: int
+    ) -> tuple[TrainState, Any]:
+        """Train (or load) a network under `craft/<part>`, e.g. a surrogate; (state, info)."""
+        state, info, seconds = loops.run_chunks(
+            training,
+            key,
+            split,
+            num_steps=epochs,
+            directory=self.folder / "craft" / part,
+            description=part,
+        )
+        self._spend(f"craft {part}", seconds)
+        return state, info
+
+    def craft(
+        self,
+        arm: str,
+        attack: Attack,
+        key: Key,
+        scenario: Scenario,
+        *,
+        num_steps: int,
+        budget: Budget,
+        source: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+    ) -> Dataset:
+        """Run an attack, write its poison folder, verify it, and read it back.
+
+        Args:
+          arm: name of the arm and its folders.
+          attack: an attack, or restarts of one (the best is taken).
+          key: of the attack.
+          scenario: what it knows.
+          num_steps: steps to run.
+          budget: what the folder promises.
+          source: where the training set came from: {name, split, data_dir}, as `data.load` takes.
+          settings: the attack's settings, for the manifest.
+
+        Returns: the stored training set (uint8), as victims will see it.
+        Raises: InputError if the stored poison breaks its budget.
+        """
+        path = self.folder / "poison" / arm
+        if not path.exists():
+            state, info, seconds = loops.run_chunks(
+                attack,
+                key,
+                scenario,
+                num_steps=num_steps,
+                directory=self.folder / "craft" / arm,
+                description=f"craft {arm}",
+            )
+            self._spend(f"craft {arm}", seconds)
+            if attack.single is not None:
+                attack, state = over.best_of(attack, state, info)
+            began = time.perf_counter()
+            poisoned.write(
+                path,
+                poisoned=jax.device_get(_poison(attack, state, scenario)),
+                clean=scenario.train,
+                index=scenario.index,
+                attack=arm,
+                settings=self.config.settings() | {"num_steps": num_steps} | (settings or {}),
+                norm=budget.norm,
+                eps=budget.eps,
+                source=source,
+                key=key,
+                wall_time_s=seconds.compile + seconds.steps,
+            )
+            self._note(f"write {arm}", time.perf_counter() - began)
+        began = time.perf_counter()
+        stored = poisoned.read(path)
+        report = poisoned.verify(path, scenario.train)
+        failed = [check for check in report.checks if check.passed is False]
+        if failed:
+            raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+        close = similarity(scenario.train.image, stored.dataset.image)
+        self._poisons[arm] = {
+            "norm": budget.norm,
+            "eps": budget.eps,
+            "measured": report.manifest.measured["norm_max"],
+            "psnr": close.psnr,
+            "ssim": close.ssim,
+        }
+        self._clean = np.asarray(scenario.train.image)
+        self._images[arm] = np.asarray(stored.dataset.image)
+        self._note(f"verify {arm}", time.perf_counter() - began)
+        return stored.dataset
+
+    def retrain(
+        self,
+        arm: str,
+        victim: Victim,
+        training: Training,
+        key: Key,
+        split: Split,
+        *,
+        epochs: int,
+        expect: str,
+    ) -> None:
+        """Train fresh victims on one training set and judge them.
+
+        Args:
+          arm: name of the training set; "clean" or an arm that was crafted.
+          victim: the network.
+          training: `over_restarts` of its training; R is the number of seeds. Build it once.
+          key: of the victims; the same for all arms, so that seeds are paired.
+          split: the training set, and the clean test set.
+          epochs: to train.
+          expect: one line for the reader.
+        """
+        state, info, seconds = loops.run_chunks(
+            training,
+            key,
+            split,
+            num_steps=epochs,
+            directory=self.folder / "victims" / arm,
+            description=f"victims {arm}",
+        )
+        self._spend(f"victims {arm}", seconds)
+        judgment = judge(victim, state, info, split.train, split.test)
+        self.arms[arm] = record.arm(judgment, expect=expect, poison=self._poisons.get(arm))
+
+    def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+        """Draw, write result.json, print the table; returns the record.
+
+        Args:
+          main: the arm that the experiment is about; its poison stands at the top of the record.
+          published: other people's numbers, see `record.published`.
+        """
+        if self._clean is not None:
+            figures.grid(self.folder / "grid.png", self._clean, self._images)
+        compile_seconds = sum(v for k, v in self._parts.items() if k.startswith("compile "))
+        shown = {k: v for k, v in self._parts.items() if not k.startswith("compile ")}
+        result = record.record(
+            self.experiment,
+            self.config.settings(),
+            seconds=shown | {"compile": compile_seconds, "total": self._total()},
+            arms=self.arms,
+            poison=self._poisons.get(main),
+            published=published,
+        )
+        figures.curves(self.folder / "curves.png", result)
+        checkpoint.write_json(self.folder / "result.json", result)
+        tables.print_record(result, self.console)
+        self.console.print(f"run folder: {self.folder}", soft_wrap=True)
+        return result
+
+    def _claim(self) -> None:
+        now, there = self.config.settings(), self._read("config.json")
+        if there is None:
+            checkpoint.write_json(self.folder / "config.json", now)
+            return
+        for name in sorted({*now, *there}):
+            if now.get(name) != there.get(name):
+                raise InputError(
+                    f"run folder {self.folder} was made with {name} = {there.get(name)!r}, now it "
+                    f"is {now.get(name)!r}; choose another --name, or --overwrite"
+                )
+
+    def _read(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise InputError(
+                f"{path} is damaged ({error}); remove it or use --overwrite"
+            ) from error
+
+    def _spend(self, part: str, seconds: checkpoint.Seconds) -> None:
+        self._parts[f"compile {part}"] = seconds.compile
+        self._note(part, seconds.steps)
+
+    def _note(self, part: str, seconds: float) -> None:
+        self._parts[part] = seconds
+        kept = {"parts": self._parts, "wall": self._total()}
+        checkpoint.write_json(self.folder / "seconds.json", kept)
+
+    def _total(self) -> float:
+        return self._wall + time.perf_counter() - self._began
+
+
+@jax.jit(static_argnums=0)
+def _poison(attack: Attack, state: Any, scenario: Scenario) -> Dataset:
+    return attack.poison(state, scenario)

@@ -1,0 +1,62 @@
+"""The result table on a terminal."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["percent", "print_record", "table"]
+
+
+def percent(value: dict[str, Any]) -> str:
+    """`97.2 [96.5, 97.9]`: a mean and its interval, in percent; the mean alone without one."""
+    mean = f"{100 * value['mean']:.1f}"
+    if value["low"] is None:
+        return mean
+    return f"{mean} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def table(record: dict[str, Any]) -> Table:
+    """One row per training set: final and peak accuracy, seconds; published values below ours."""
+    seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
+    targeted = any("success_rate" in a for a in record["arms"].values())
+    result = Table(
+        title=f"{record['experiment']}: clean test accuracy in %, mean [95 % interval] over "
+        f"{seeds} victims",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    result.add_column("training set", no_wrap=True)
+    for name in ["final", "peak"] + (["success"] if targeted else []):
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("s", justify="right", no_wrap=True)
+    result.add_column("what to expect", ratio=1)
+    for name, entry in record["arms"].items():
+        cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
+        if targeted:
+            cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
+        result.add_row(name, *cells, f"{_seconds(record, name):.1f}", entry["expect"])
+    return result
+
+
+def print_record(record: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table, the published values and the total time."""
+    console = console or Console()
+    lines = [
+        Text(f"published: {p['what']}: {100 * p['value']:.1f} ({p['source']})")
+        for p in record["published"]
+    ]
+    device = record["device"]
+    where = f"{device['count']} x {device['kind']}, {device['host']}"
+    total = Text(
+        f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
+        f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
+    )
+    console.print(Group(table(record), *lines, total))
+
+
+def _seconds(record: dict[str, Any], arm: str) -> float:
+    parts = record["seconds"]
+    return parts.get(f"craft {arm}", 0.0) + parts.get(f"victims {arm}", 0.0)

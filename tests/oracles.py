@@ -1,0 +1,111 @@
+"""Answers from outside the code under test: closed forms, finite differences, tiny nets."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpoison.types import Bilevel, Dataset, Scenario, TrainState, Variables, Victim
+
+
+def central_differences(fn: Any, x: np.ndarray, *, width: float = 1e-5) -> np.ndarray:
+    """d fn / d x by (fn(x + h) - fn(x - h)) / 2h, entry by entry, in float64."""
+    x = np.asarray(x, np.float64)
+    gradient = np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        step = np.zeros_like(x)
+        step[i] = width
+        gradient[i] = (float(fn(x + step)) - float(fn(x - step))) / (2 * width)
+    return gradient
+
+
+class Quadratic(NamedTuple):
+    """inner = (phi - A theta)^T H (phi - A theta) / 2;  outer = |phi - b|^2 / 2 + c . theta."""
+
+    a: np.ndarray
+    h: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    start: np.ndarray
+    rate: float
+
+    def after(self, theta: np.ndarray, steps: int, start: np.ndarray | None = None) -> np.ndarray:
+        """phi after `steps` of gradient descent: A theta + (I - rate H)^K (phi_0 - A theta)."""
+        best = self.a @ theta
+        shrink = np.linalg.matrix_power(np.eye(len(self.b)) - self.rate * self.h, steps)
+        return best + shrink @ ((self.start if start is None else start) - best)
+
+    def hypergradient(self, theta: np.ndarray, steps: int) -> np.ndarray:
+        """d outer(phi_K(theta), theta) / d theta."""
+        shrink = np.linalg.matrix_power(np.eye(len(self.b)) - self.rate * self.h, steps)
+        jacobian = (np.eye(len(self.b)) - shrink) @ self.a
+        return jacobian.T @ (self.after(theta, steps) - self.b) + self.c
+
+
+def quadratic(*, leader: int = 3, follower: int = 4, rate: float = 0.1) -> Quadratic:
+    """A random instance with eigenvalues of H in [0.5, 3]."""
+    rng = np.random.RandomState(0)
+    basis, _ = np.linalg.qr(rng.randn(follower, follower))
+    h = basis @ np.diag(np.linspace(0.5, 3, follower)) @ basis.T
+    return Quadratic(
+        rng.randn(follower, leader), h, rng.randn(follower), rng.randn(leader),
+        rng.randn(follower), rate,
+    )  # fmt: skip
+
+
+def quadratic_problem(q: Quadratic) -> Bilevel:
+    """The same game as a Bilevel; keys and scenario are not read."""
+
+    def inner_loss(key, theta, phi, scenario):
+        del key, scenario
+        gap = phi.params - q.a @ theta
+        return gap @ q.h @ gap / 2
+
+    def inner_init(key, scenario):
+        del key, scenario
+        return TrainState(jnp.asarray(q.start), (), ())
+
+    def inner_step(key, theta, phi, scenario):
+        def of_params(params):
+            return inner_loss(key, theta, TrainState(params, (), ()), scenario)
+
+        loss, gradient = jax.value_and_grad(of_params)(phi.params)
+        return TrainState(phi.params - q.rate * gradient, (), ()), loss
+
+    def outer_loss(key, theta, phi, scenario):
+        del key, scenario
+        gap = phi.params - q.b
+        return gap @ gap / 2 + q.c @ theta
+
+    return Bilevel(inner_init, inner_step, inner_loss, outer_loss)
+
+
+def smooth_victim(features: int = 5, num_classes: int = 3, size: int = 9) -> Victim:
+    """A two-layer tanh net in plain jax, in the default float dtype (float64 under x64)."""
+
+    def init(key):
+        first, second = jax.random.split(key)
+        params = {
+            "w": jax.random.normal(first, (size, features)) / 3,
+            "v": jax.random.normal(second, (features, num_classes)),
+        }
+        return Variables(params, {})
+
+    def hidden(variables, image):
+        return jnp.tanh(image.reshape(image.shape[0], -1) @ variables.params["w"])
+
+    def apply(variables, image, *, train, key=None):
+        del train, key
+        return hidden(variables, image) @ variables.params["v"], variables.stats
+
+    return Victim(init, apply, hidden)
+
+
+def tiny_scenario(*, num: int = 8, side: int = 3, classes: int = 3, changed: int = 5) -> Scenario:
+    """Random float images in [0.2, 0.8] in the default float dtype."""
+    rng = np.random.RandomState(1)
+    image = jnp.asarray(rng.uniform(0.2, 0.8, (num, side, side, 1)))
+    label = jnp.asarray(np.arange(num) % classes, jnp.int32)
+    goal = Dataset(image[:4] * 0.9, (label[:4] + 1) % classes)
+    return Scenario(Dataset(image, label), goal, jnp.arange(changed, dtype=jnp.int32))
