@@ -2,7 +2,7 @@
 
 Claim: at the same L-infinity budget random noise leaves an MLP nearly intact, error-minimizing
 noise costs it some and error-maximizing noise most of its accuracy on clean images; a linearly
-separable pattern does so without any model. Expected: clean 98, noise 96, EM 86, TAP under 35.
+separable pattern does so without any model. Expected: clean 98, noise 96, EM 85, TAP under 35.
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
 Device: any; about a minute on 2 CPU cores.
 
@@ -19,11 +19,11 @@ import jaxpoison as jp
 from jaxpoison.report import Study, StudyConfig, command_line
 
 EXPECT = {
-    "clean": "the reference: about 98",
+    "clean": "the reference, about 98",
     "random-noise": "within 3 of clean: a changed picture alone does little",
-    "error-minimizing": "about 10 below clean: an MLP still learns much of the digits",
-    "error-maximizing": "under 35: features of the next class, kept under this label",
-    "lsp": "far below clean: patches that a linear model reads (L2 budget, no model)",
+    "error-minimizing": "some 10 to 15 below clean: nothing to learn, yet an MLP still learns",
+    "error-maximizing": "under 35: features of the next class stand under this label",
+    "lsp": "far below clean: patches a linear model can read (L2 budget, needs no model)",
 }
 
 
@@ -34,7 +34,7 @@ class Config(StudyConfig):
     eps: float = 0.3
     """L-infinity radius, pixels in [0, 1]; LSP gets the L2 radius 8 eps of its corners."""
     epochs: int = 20
-    """Of every victim and of the surrogate (Adam 0.01, batch 32)."""
+    """Of every victim and of the surrogate (Adam 0.001, batch 32)."""
     em_rounds: int = 20
     """Rounds of error-minimizing noise."""
     tap_steps: int = 250
@@ -49,8 +49,8 @@ class Config(StudyConfig):
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     train, test = jp.data.digits("train"), jp.data.digits("test")
-    victim = jp.models.mlp(train.image.shape[1:], 10)
-    recipe = jp.victims.recipes.small(epochs=config.epochs)
+    victim = jp.models.mlp(train.image.shape[1:], 10, batch_norm=False)
+    recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=1e-3)
     linf = jp.perturb.Budget("linf", config.eps)
     l2 = jp.perturb.Budget("l2", config.eps * math.sqrt(train.image[0].size))
     em = jp.attacks.error_minimizing(victim, eps=config.eps, num_classes=10, batch_size=128)
@@ -62,7 +62,7 @@ def main(config: Config) -> dict:
             config.tap_steps,
             linf,
         ),
-        "lsp": (jp.attacks.lsp(eps=l2.eps, num_classes=10, patch=2), 1, l2),
+        "lsp": (jp.attacks.lsp(eps=l2.eps, num_classes=10, patch=4), 1, l2),
     }
     study = Study("quickstart", config)
     if done := study.finished():

@@ -32,19 +32,19 @@ def table(record: dict[str, Any]) -> Table:
     for name in ["final", "peak"] + (["success"] if targeted else []):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("s", justify="right", no_wrap=True)
-    result.add_column("what to expect", ratio=1)
     for name, entry in record["arms"].items():
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
-        result.add_row(name, *cells, f"{_seconds(record, name):.1f}", entry["expect"])
+        result.add_row(name, *cells, f"{_seconds(record, name):.1f}")
     return result
 
 
 def print_record(record: dict[str, Any], console: Console | None = None) -> None:
-    """Print the table, the published values and the total time."""
+    """Print the table, what to expect of each row, the published values and the total time."""
     console = console or Console()
-    lines = [
+    lines = [Text(f"{name}: {entry['expect']}") for name, entry in record["arms"].items()]
+    lines += [
         Text(f"published: {p['what']}: {100 * p['value']:.1f} ({p['source']})")
         for p in record["published"]
     ]
@@ -54,7 +54,7 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
         f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
     )
-    console.print(Group(table(record), *lines, total))
+    console.print(Group(table(record), *lines, Text(), total))
 
 
 def _seconds(record: dict[str, Any], arm: str) -> float:
