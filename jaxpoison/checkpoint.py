@@ -7,10 +7,13 @@ one whose digests differ is damaged. The newest valid one wins.
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +61,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def save(
     folder: pathlib.Path, step: int, state: PyTree, *, notes: dict[str, Any], keep: int = 2
 ) -> None:
-    """Write `folder/<step>` and remove all but the `keep` newest.
+    """Write `folder/<step>` and keep the `keep` newest up to it; all others are removed.
 
     Args:
       folder: the checkpoints of one run.
@@ -72,11 +75,19 @@ def save(
     """
     path = folder / f"{step:08d}"
     shutil.rmtree(path, ignore_errors=True)
-    ocp.save(path.absolute() / "state", state)
-    files = {str(f.relative_to(path)): digest(f) for f in _files(path)}
-    write_json(path / "meta.json", {"step": step, "files": files, "notes": notes})
-    for old in valid_steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
+    try:
+        with _quiet_threads():
+            ocp.save(str(path.absolute() / "state"), _without_empty(state))
+        files = {str(f.relative_to(path)): digest(f) for f in _files(path)}
+        write_json(path / "meta.json", {"step": step, "files": files, "notes": notes})
+    except (OSError, ValueError) as error:  # a full disk is either, depending on the moment
+        shutil.rmtree(path, ignore_errors=True)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OSError(f"checkpoint {path} not written, older ones are kept: {reason}") from error
+    stay = {f"{s:08d}" for s in [s for s in valid_steps(folder) if s <= step][-keep:]}
+    for other in folder.glob("[0-9]*"):  # older, cut off, or damaged and passed over
+        if other.name not in stay:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def restore(folder: pathlib.Path, like: PyTree) -> Restored | None:
@@ -95,15 +106,15 @@ def restore(folder: pathlib.Path, like: PyTree) -> Restored | None:
         try:
             meta = json.loads((path / "meta.json").read_text())
             broken = [n for n, sha in meta["files"].items() if digest(path / n) != sha]
+            saved, notes = meta["step"], meta["notes"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            broken = [f"meta.json ({type(error).__name__})"]
-            meta = {}
+            broken, saved, notes = [f"meta.json: {type(error).__name__}"], step, {}
         if broken:
             damaged.append(f"{path} ({broken[0]})")
             continue
         if damaged:
             warnings.warn(f"damaged checkpoint {damaged[0]} passed over for {path}", stacklevel=2)
-        return Restored(_load(path / "state", like), meta["step"], meta["notes"])
+        return Restored(_load(path / "state", like), saved, notes)
     if damaged:
         raise InputError(
             f"checkpoint {damaged[0]} is damaged and no older one is valid; "
@@ -124,7 +135,7 @@ class Book:
     """
 
     def __init__(self, directory, key, process, state, data):
-        self.folder = None if directory is None else pathlib.Path(directory)
+        self.folder: Any = None if directory is None else pathlib.Path(directory)
         self.key = np.asarray(jax.random.key_data(key)).tolist()
         info = jax.eval_shape(process.step, key, state, data)[1]
         self.kind, self.dtypes = type(info), [x.dtype for x in info]
@@ -135,7 +146,11 @@ class Book:
         fresh = state, 0, Seconds(0.0, 0.0)
         if self.folder is None:
             return fresh
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._metrics.open("a").close()
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
         found = restore(self.folder / "checkpoints", state)
         if found is None:
             self._write_metrics()
@@ -146,11 +161,7 @@ class Book:
             raise InputError(
                 f"{self.folder} has {found.step} steps done, more than num_steps = {num_steps}"
             )
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        self.lines = [json.loads(line) for line in lines[: found.step]]
-        if [row["step"] for row in self.lines] != list(range(found.step)):
-            raise InputError(f"{self._metrics} is damaged: it lacks steps below {found.step}")
-        if len(lines) != found.step:
+        if len(self._read_metrics(found.step)) != found.step:
             self._write_metrics()
         return found.state, found.step, Seconds(**found.notes["seconds"])
 
@@ -162,8 +173,11 @@ class Book:
         ]
         self.lines += new
         if self.folder is not None:
-            with self._metrics.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in new)
+            try:
+                with self._metrics.open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in new)
+            except OSError as error:
+                raise OSError(f"{self._metrics} cannot be written: {error.strerror}") from error
 
     def save(self, step, state, seconds):
         """Checkpoint the state after `step` steps."""
@@ -181,6 +195,23 @@ class Book:
     @property
     def _metrics(self):
         return self.folder / "metrics.jsonl"
+
+    def _read_metrics(self, step):
+        """The lines of the file; the rows of the first `step` become `lines`."""
+        lines = []
+        try:
+            lines = self._metrics.read_text().splitlines()
+            self.lines = [json.loads(line) for line in lines[:step]]
+            whole = [row["step"] for row in self.lines] == list(range(step))
+            whole = whole and all(row.keys() >= set(self.kind._fields) for row in self.lines)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise InputError(
+                f"{self._metrics} is damaged: it lacks steps below {step}; "
+                f"remove {self.folder} to start again"
+            )
+        return lines
 
     def _write_metrics(self):
         temporary = self.folder / ".metrics.jsonl"
@@ -204,22 +235,44 @@ def _unplain(x: Any) -> Any:
 
 def _load(path: pathlib.Path, like: PyTree) -> PyTree:
     wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _without_empty(like)
     )
-    saved = jax.tree.leaves(ocp.metadata(path.absolute()).metadata)
-    shapes = [(tuple(x.shape), str(x.dtype)) for x in saved]
-    expected = [(tuple(x.shape), str(x.dtype)) for x in jax.tree.leaves(wanted)]
-    if sorted(shapes) != sorted(expected):
+    shapes, expected = _shapes(ocp.metadata(str(path.absolute())).metadata), _shapes(wanted)
+    if differing := [n for n in shapes | expected if shapes.get(n) != expected.get(n)]:
+        name = differing[0]
         raise InputError(
-            f"checkpoint {path.parent} was made with other settings: it holds {len(shapes)} arrays "
-            f"{_sizes(shapes)}, this run needs {len(expected)} {_sizes(expected)}"
+            f"checkpoint {path.parent} was made with other settings: state {name or 'array'} is "
+            f"{shapes.get(name, 'absent')} there and {expected.get(name, 'absent')} in this run"
         )
-    return ocp.load(path.absolute(), wanted)
+    full = iter(jax.tree.leaves(ocp.load(str(path.absolute()), wanted)))
+    return jax.tree.map(lambda x: next(full) if x.size else x, like)
 
 
-def _sizes(shapes: list[tuple[tuple[int, ...], str]]) -> str:
-    largest = max(shapes, key=lambda s: (len(s[0]), s[0]), default=((), "none"))
-    return f"(the largest {largest[1]}{list(largest[0])})"
+def _without_empty(state: PyTree) -> PyTree:
+    """Arrays of no entries become empty nodes, and a tuple holds all: orbax refuses the others."""
+    return (jax.tree.map(lambda x: x if x.size else (), state),)
+
+
+def _shapes(state: PyTree) -> dict[str, str]:
+    """Path -> dtype[shape], the path in words that orbax's description of a tree shares."""
+
+    def name(path):
+        return jax.tree_util.keystr(path[1:], simple=True, separator="/")
+
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Orbax logs a traceback for each of its threads that fails; the error raised says it all."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def valid_steps(folder: pathlib.Path) -> list[int]:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,10 +108,12 @@ def run_chunks(
     data = jax.device_put(data)
     started = time.perf_counter()
     state = _init(process, init_key, data)
+    home = _home(state)
+    state, steps_key, data = _place((state, steps_key, data), home)
     book = checkpoint.Book(directory, key, process, state, data)
     state, step, seconds = book.resume(state, num_steps)
     if step < num_steps:
-        zero = jax.device_put(np.int32(step))
+        zero = jax.device_put(np.int32(step), home)
         # Zero steps: compiles the program, and the state comes back as it was.
         state, _, _ = jax.block_until_ready(_chunk(process, steps_key, state, data, zero, zero))
     compile_seconds = seconds.compile + time.perf_counter() - started
@@ -120,7 +123,7 @@ def run_chunks(
         while step < num_steps:
             until_save = num_steps if save_every is None else done_at_save + save_every
             stop = min(num_steps, step + length, until_save)
-            bounds = jax.device_put((np.int32(step), np.int32(stop)))
+            bounds = jax.device_put((np.int32(step), np.int32(stop)), home)
             began = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 state, end, buffer = _chunk(process, steps_key, state, data, *bounds)
@@ -175,6 +178,23 @@ def _chunk(process, steps_key, state, data, start, stop):
 
     t, state, buffer, _ = lax.while_loop(proceed, body, (start, state, buffer, jnp.array(True)))
     return state, t, buffer
+
+
+def _home(state):
+    """Where the state lives: its device, or every device of its mesh."""
+    shardings = [x.sharding for x in jax.tree.leaves(state)] or [None]
+    meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
+    return NamedSharding(meshes[0], PartitionSpec()) if meshes else shardings[0]
+
+
+def _place(values, home):
+    """Copied to `home` unless there already, so that no chunk moves or compiles anything again."""
+
+    def put(x):
+        there = home is None or x.sharding.device_set == home.device_set
+        return jax.device_put(x, x.sharding if there else home)
+
+    return jax.tree.map(put, values)
 
 
 def _stop_if_not_finite(rows, start, book) -> None:

@@ -157,19 +157,25 @@ def over_ensemble(
 def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
     """The restart with the lowest outer loss at the last step (a NaN never wins).
 
+    Of restarts of restarts it is the outer one that holds the lowest loss.
+
     Args:
       process: what `over_restarts` or `over_devices` returned.
       state: its state, leaves [R, ...].
-      info: its info over steps, `info.outer_loss` [T, R].
+      info: its info over steps, `info.outer_loss` [T, R, ...].
 
     Returns: (the single process, the state of its best restart).
-    Raises: InputError if `process` repeats nothing.
+    Raises: InputError if `process` repeats nothing, or every loss is NaN.
     """
     if process.single is None:
         raise InputError("best_of needs the result of over_restarts or over_devices")
     score = jnp.asarray(info.outer_loss)[-1]
-    best = jnp.argmin(jnp.where(jnp.isnan(score), jnp.inf, score))
-    return process.single, tree.take(state, best)
+    lost = jnp.isnan(score)
+    if not isinstance(lost, jax.core.Tracer) and bool(jnp.all(lost)):
+        raise InputError("best_of has nothing to choose: the outer loss of every restart is NaN")
+    best = jnp.argmin(jnp.where(lost, jnp.inf, score).reshape(len(score), -1).min(axis=1))
+    single: Any = process.single
+    return single, tree.take(state, best)
 
 
 def device_mesh(num: int | None = None, *, axis: str = "restart") -> Mesh:
@@ -212,7 +218,7 @@ def _map(fn, xs):
     return jax.tree.map(lambda x: x[:1], results)
 
 
-def _repeat(process, init, step, poison):
+def _repeat(process, init, step, poison) -> Any:
     if isinstance(process, Attack):
         return Attack(init, step, poison, single=process)
     return Training(init, step, single=process)

@@ -14,7 +14,7 @@ PyTree = Any
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """<a, b> = sum over leaves and entries of a * b.  Trees of equal structure and shapes."""
     products = jax.tree.map(lambda u, v: jnp.sum(_wide(u) * _wide(v)), a, b)
-    return jax.tree.reduce(jnp.add, products, jnp.zeros((), jnp.float32))
+    return jnp.asarray(jax.tree.reduce(jnp.add, products, 0.0))
 
 
 def norm(a: PyTree) -> Float[Array, ""]:
@@ -62,4 +62,5 @@ def take(a: PyTree, i: int | Array) -> PyTree:
 
 
 def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    return x if wide else x.astype(jnp.float32)
