@@ -44,7 +44,7 @@ class Judgment(NamedTuple):
       final_accuracy: after the last epoch.
       peak_accuracy: the best epoch, chosen on the test set (an upper bound, as by early stopping).
       train_accuracy: on the training set as given, running statistics, after the last epoch.
-      per_class: [L] final accuracy by true class, mean over seeds.
+      per_class: [L] final accuracy by true class, mean over seeds; None where none is tested.
       confusion: [L, L] counts, true class by predicted class, summed over seeds.
       curve: [T] test accuracy after each epoch, mean over seeds.
     """
@@ -52,7 +52,7 @@ class Judgment(NamedTuple):
     final_accuracy: Interval
     peak_accuracy: Interval
     train_accuracy: Interval
-    per_class: list[float]
+    per_class: list[float | None]
     confusion: list[list[int]]
     curve: list[float]
 
@@ -62,7 +62,8 @@ class Similarity(NamedTuple):
 
     Attributes:
       psnr: 10 log10(1 / MSE), decibels; None if nothing changed.
-      ssim: structural similarity, Gaussian window of up to 11 pixels (odd, at most the image).
+      ssim: structural similarity (Wang et al. 2004, eq. 13), mean over places and channels;
+        Gaussian window of sigma 1.5 and up to 11 pixels (odd, at most the image); None likewise.
     """
 
     psnr: float | None
@@ -72,7 +73,20 @@ class Similarity(NamedTuple):
 def logits(
     victim: Victim, variables: Variables, image: Num[Array, "n h w c"], *, batch_size: int = 500
 ) -> Float[Array, "n l"]:
-    """Logits [N, L] in eval mode (running statistics), batch by batch."""
+    """Logits [N, L] in eval mode (running statistics), batch by batch.
+
+    Args:
+      victim: the network.
+      variables: one trained victim.
+      image: uint8, or float in [0, 1]; N >= 1.
+      batch_size: rows at a time; the last batch is filled up and cut again.
+
+    Raises: InputError for no images, or batch_size < 1.
+    """
+    if not len(image):
+        raise InputError("there are no images to classify")
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}; it must be at least 1")
 
     def one(batch):
         return victim.apply(variables, as_float(batch), train=False)[0]
@@ -85,7 +99,7 @@ def logits(
 def accuracy(
     victim: Victim, variables: Variables, dataset: Dataset, *, batch_size: int = 500
 ) -> Float[Array, ""]:
-    """Share of rows whose largest logit is the label's."""
+    """Share of rows whose largest logit is the label's; arguments as of `logits`."""
     predicted = jnp.argmax(logits(victim, variables, dataset.image, batch_size=batch_size), axis=1)
     return jnp.mean(predicted == dataset.label)
 
@@ -113,7 +127,7 @@ def targeted(
 
 
 def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) -> Judgment:
-    """Evaluate the victims of several seeds after training.
+    """The victims of several seeds after training.
 
     Args:
       victim: the network.
@@ -126,19 +140,25 @@ def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) 
     counts = np.asarray(counts)
     curve = np.asarray(info.test_accuracy, np.float64)
     right = np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
-    by_class = np.diagonal(counts, axis1=1, axis2=2) / np.maximum(counts.sum(axis=2), 1)
+    total = counts.sum(axis=0)  # every seed has the same rows of a class
     return Judgment(
         interval(right),
         interval(np.maximum(curve.max(axis=0), right)),
         interval(np.asarray(train_accuracy, np.float64)),
-        by_class.mean(axis=0).tolist(),
-        counts.sum(axis=0).tolist(),
+        [row[i].item() / row.sum().item() if row.any() else None for i, row in enumerate(total)],
+        total.tolist(),
         curve.mean(axis=1).tolist(),
     )
 
 
-def interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
-    """Mean +- t_{level, n-1} s / sqrt(n) over independent values (s with n - 1)."""
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean +- t s / sqrt(n): t the 97.5 % point of Student's t with n - 1 degrees, s with n - 1.
+
+    Args:
+      values: n independent numbers; of one there is no interval.
+
+    Raises: InputError for none.
+    """
     numbers = np.asarray(values, np.float64)
     if numbers.size == 0:
         raise InputError("an interval needs at least one value")
@@ -146,31 +166,42 @@ def interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> In
     if numbers.size == 1:
         return Interval(mean, None, None, numbers.tolist())
     spread = numbers.std(ddof=1) / np.sqrt(numbers.size)
-    half = float(scipy.stats.t.ppf((1 + level) / 2, numbers.size - 1) * spread)
+    half = float(scipy.stats.t.ppf(0.975, numbers.size - 1) * spread)
     return Interval(mean, mean - half, mean + half, numbers.tolist())
 
 
 def similarity(
-    clean: Num[Array, "n h w c"], poisoned: Num[Array, "n h w c"], *, batch_size: int = 500
+    clean: Num[Array, "n h w c"], poisoned: Num[Array, "..."], *, batch_size: int = 500
 ) -> Similarity:
-    """PSNR and SSIM of the rows that differ, mean over rows."""
-    height, width = clean.shape[1:3]
-    window = min(11, height - 1 + height % 2, width - 1 + width % 2)
+    """PSNR and SSIM of the rows that differ, mean over rows; see `Similarity`.
 
-    @jax.jit
-    def of_batch(a, b):
-        a, b = as_float(a), as_float(b)
-        changed = jnp.any(a != b, axis=(1, 2, 3))
-        psnr = jnp.where(changed, dm_pix.psnr(a, b), 0)
-        ssim = jnp.where(changed, dm_pix.ssim(a, b, filter_size=window), 0)
-        return jnp.sum(psnr), jnp.sum(ssim), jnp.sum(changed)
+    Args:
+      clean: images, uint8 or float in [0, 1].
+      poisoned: the same rows, poisoned.
+      batch_size: rows at a time.
 
-    starts = range(0, len(clean), batch_size)
-    sums = [of_batch(clean[i : i + batch_size], poisoned[i : i + batch_size]) for i in starts]
-    psnr, ssim, changed = (float(sum(column)) for column in zip(*sums, strict=True))
+    Raises: InputError if the two differ in shape.
+    """
+    if clean.shape != poisoned.shape:
+        raise InputError(f"clean images are {clean.shape}, poisoned ones {poisoned.shape}")
+    sums = np.zeros(3)
+    for i in range(0, len(clean), batch_size):
+        rows = slice(i, i + batch_size)
+        sums += np.asarray(jax.device_get(_closeness(clean[rows], poisoned[rows])))
+    psnr, ssim, changed = sums.tolist()
     if not changed:
         return Similarity(None, None)
     return Similarity(psnr / changed, ssim / changed)
+
+
+@jax.jit
+def _closeness(clean, poisoned):
+    a, b = as_float(clean), as_float(poisoned)
+    changed = jnp.any(a != b, axis=(1, 2, 3))
+    window = min(11, *(side - 1 + side % 2 for side in a.shape[1:3]))
+    psnr = jnp.where(changed, dm_pix.psnr(a, b), 0)
+    ssim = jnp.where(changed, dm_pix.ssim(a, b, filter_size=window), 0)
+    return jnp.sum(psnr), jnp.sum(ssim), jnp.sum(changed)
 
 
 @jax.jit(static_argnums=0)

@@ -20,7 +20,7 @@ class StepInfo(NamedTuple):
       outer_loss: the weighted cross-entropy of the batch, before the update.
       grad_norm: L2 norm of its gradient over all parameters.
       finite: whether both are finite.
-      accuracy: share of the batch classified as labeled, in train mode.
+      accuracy: share of the batch classified as labeled, by weight, in train mode.
     """
 
     outer_loss: Float[Array, "..."]
@@ -35,9 +35,13 @@ def learner(victim: Victim, tx: optax.GradientTransformation) -> Learner:
     loss = sum_i w_i CE(z_i, y_i) / sum_i w_i,  z in train mode (batch statistics);
     step: params <- params + tx(d loss / d params), running statistics updated.
 
+    A row of weight 0 counts for nothing but batch statistics: a network with BatchNorm sees it.
+
     Args:
       victim: the network.
       tx: gradients to updates; weight decay, clipping and the schedule are part of it.
+
+    Returns: a Learner; step(key, phi, batch) -> (phi, StepInfo). `key` is the network's (dropout).
     """
 
     def init(key):
@@ -48,8 +52,7 @@ def learner(victim: Victim, tx: optax.GradientTransformation) -> Learner:
         variables = TrainState(params, stats, ()).variables
         logits, stats = victim.apply(variables, batch.image, train=True, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        total = jnp.sum(batch.weight * losses) / jnp.maximum(jnp.sum(batch.weight), 1e-12)
-        return total, (logits, stats)
+        return _mean(losses, batch.weight), (logits, stats)
 
     def step(key, phi, batch):
         def of_params(params):
@@ -59,8 +62,13 @@ def learner(victim: Victim, tx: optax.GradientTransformation) -> Learner:
         updates, opt_state = tx.update(gradient, phi.opt_state, phi.params)
         params = optax.apply_updates(phi.params, updates)
         size = tree.norm(gradient)
-        accuracy = jnp.mean(jnp.argmax(logits, axis=1) == batch.label)
+        right = jnp.argmax(logits, axis=1) == batch.label
+        accuracy = _mean(right.astype(jnp.float32), batch.weight)
         info = StepInfo(value, size, jnp.isfinite(value) & jnp.isfinite(size), accuracy)
         return TrainState(params, stats, opt_state), info
 
     return Learner(victim, init, loss, step)
+
+
+def _mean(values: Float[Array, " b"], weight: Float[Array, " b"]) -> Float[Array, ""]:
+    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-12)

@@ -1,15 +1,23 @@
 """Training recipes of the papers, as named presets."""
 
+import collections
 import dataclasses
 import math
-from typing import Literal
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from jaxpoison.data import augment
 from jaxpoison.types import InputError
 
 __all__ = ["Recipe", "dvae", "small", "tap", "witches_brew"]
+
+SCHEDULES = ("constant", "cosine", "step")
+OPTIMIZERS = ("sgd", "adam")
+AUGMENTATIONS = ("none", "crop", "crop_flip", "shift_flip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,41 +27,54 @@ class Recipe:
     Attributes:
       epochs: passes over the training set.
       batch_size: B.
-      learning_rate: at the start.
-      schedule: "constant", "cosine" (to 0, stepped per epoch) or "step" (x 0.1 at `milestones`).
-      milestones: epochs (0-based) from which the rate is 10 times lower.
-      optimizer: "sgd" (with `momentum`, `nesterov`) or "adam".
-      weight_decay: L2, coupled, on all parameters.
+      learning_rate: at the start; may be traced, for sweeps.
+      schedule: of the rate at epoch e of E: "constant"; "cosine", (1 + cos(pi e / E)) / 2 of it;
+        "step", 0.1^(number of milestones <= e) of it.
+      milestones: 0-based epochs below E in ascending order; read by "step" alone.
+      optimizer: "sgd" (with `momentum`, `nesterov`) or "adam" (0.9, 0.999, 1e-8).
+      momentum: of SGD: v <- momentum v + g, params <- params - rate v.
+      nesterov: params <- params - rate (g + momentum v) instead.
+      weight_decay: L2, coupled: g <- g + weight_decay params, on all parameters, after the clip.
       clip_norm: global gradient norm clip; None for none.
       drop_last: leave out the last partial batch of an epoch.
       augmentation: "none", "crop_flip" (4 px of zeros, horizontal flip), "crop", or "shift_flip"
         (sub-pixel shift by up to an eighth of the height each way, then flip).
       source: where the values come from.
+
+    Errors:
+      InputError: a value that cannot be used; the message says what is allowed.
     """
 
     epochs: int
     batch_size: int
-    learning_rate: float
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    learning_rate: float | Float[Array, ""]
+    schedule: str = "constant"
     milestones: tuple[int, ...] = ()
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
     clip_norm: float | None = None
     drop_last: bool = False
-    augmentation: Literal["none", "crop", "crop_flip", "shift_flip"] = "none"
+    augmentation: str = "none"
     source: str = ""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}; it must be at least 1")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate = {self.learning_rate}; it must be above 0")
+        _check_counts(epochs=self.epochs, batch_size=self.batch_size)
+        _check_range("learning_rate", self.learning_rate, above=0)
+        _check_range("momentum", self.momentum, least=0, below=1)
+        _check_range("weight_decay", self.weight_decay, least=0)
+        if self.clip_norm is not None:
+            _check_range("clip_norm", self.clip_norm, above=0)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        if self.schedule == "step":
+            _check_milestones(self.milestones, self.epochs)
 
     def steps_per_epoch(self, num_train: int) -> int:
-        """Updates of one epoch over N = num_train rows."""
+        """Updates of one epoch over N = num_train rows; InputError for N < 1."""
+        _check_counts(num_train=num_train)
         if self.drop_last and num_train >= self.batch_size:
             return num_train // self.batch_size
         return math.ceil(num_train / self.batch_size)
@@ -65,9 +86,8 @@ class Recipe:
             "sgd": optax.sgd(self._schedule(steps), self.momentum or None, self.nesterov),
             "adam": optax.adam(self._schedule(steps)),
         }[self.optimizer]
-        parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        parts += [optax.add_decayed_weights(self.weight_decay)] if self.weight_decay else []
-        return optax.chain(*parts, rule)
+        clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        return optax.chain(*clip, optax.add_decayed_weights(self.weight_decay), rule)
 
     def augment(self) -> augment.Augmentation:
         """The augmentation as (key, image [B, H, W, C]) -> image."""
@@ -83,29 +103,27 @@ class Recipe:
         if self.schedule == "constant":
             return optax.constant_schedule(rate)
         if self.schedule == "step":
+            times = collections.Counter(self.milestones)
             return optax.piecewise_constant_schedule(
-                rate, {m * steps: 0.1 for m in self.milestones}
+                rate, {m * steps: 0.1**n for m, n in times.items()}
             )
         cosine = optax.cosine_decay_schedule(rate, self.epochs)
-        return lambda count: cosine(count // steps)
-
-
-def thirds(epochs: int) -> tuple[int, int, int]:
-    """Milestones at epochs // 2.667, // 1.6, // 1.142: (14, 24, 35) of 40."""
-    return int(epochs // 2.667), int(epochs // 1.6), int(epochs // 1.142)
+        return lambda count: cosine(jnp.floor_divide(count, steps))
 
 
 def witches_brew(*, epochs: int = 40, learning_rate: float = 0.1) -> Recipe:
     """Geiping et al. 2021, "conservative": Nesterov SGD, x 0.1 at 3/8, 5/8, 7/8, sub-pixel shifts.
 
-    The rate is 0.01 for ConvNet, VGG and MobileNet victims.
+    The rate is 0.01 for ConvNet, VGG and MobileNet victims. The released code takes its milestones
+    by floor division in floating point, 14, 24, 35 of 40 epochs, and so does this.
     """
+    _check_counts(epochs=epochs)
     return Recipe(
         epochs=epochs,
         batch_size=128,
         learning_rate=learning_rate,
         schedule="step",
-        milestones=thirds(epochs),
+        milestones=_eighths(epochs),
         nesterov=True,
         weight_decay=5e-4,
         augmentation="shift_flip",
@@ -144,3 +162,43 @@ def small(*, epochs: int = 20, learning_rate: float = 0.01, batch_size: int = 32
         optimizer="adam",
         source="jaxpoison, small nets",
     )
+
+
+def _eighths(epochs: int) -> tuple[int, int, int]:
+    """3/8, 5/8 and 7/8 of the epochs as the released code has them; 40 // 1.6 is 24, not 25."""
+    return int(epochs // 2.667), int(epochs // 1.6), int(epochs // 1.142)
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(f"{name} = {value}; it must be at least 1")
+
+
+def _check_range(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    if isinstance(value, jax.core.Tracer) or (least <= value and above < value < below):
+        return
+    limits = ((least, "at least"), (above, "above"), (below, "below"))
+    allowed = " and ".join(f"{word} {limit:g}" for limit, word in limits if math.isfinite(limit))
+    raise InputError(f"{name} = {value}; it must be a finite number {allowed}")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} = {value!r} is not known; allowed are {', '.join(allowed)}")
+
+
+def _check_milestones(milestones: tuple[int, ...], epochs: int) -> None:
+    inside = all(0 <= m < epochs for m in milestones)
+    if not milestones or not inside or list(milestones) != sorted(milestones):
+        raise InputError(
+            f"milestones = {milestones}; a step schedule of {epochs} epochs needs some from 0 to "
+            f"{epochs - 1}, in ascending order"
+        )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxpoison.types import Batch, Learner, Training, Victim, as_float
+from jaxpoison.types import Batch, InputError, Learner, Training, Victim, as_float
 from jaxpoison.victims.evaluate import accuracy
 from jaxpoison.victims.learner import learner as make_learner
 from jaxpoison.victims.recipes import Recipe
@@ -19,8 +19,8 @@ class EpochInfo(NamedTuple):
     """Diagnostics of one epoch.
 
     Attributes:
-      outer_loss: mean training loss of its updates.
-      grad_norm: mean gradient norm.
+      outer_loss: mean training loss of its updates, each by its rows.
+      grad_norm: mean gradient norm, likewise.
       finite: whether every update was finite.
       train_accuracy: on the augmented training batches as they were used (train mode).
       test_accuracy: on the clean test set, running statistics, after the epoch.
@@ -44,6 +44,7 @@ def training(learner: Learner, recipe: Recipe) -> Training:
       recipe: batch size, augmentation and `drop_last` are read; epochs are the loop's num_steps.
 
     Returns: Training with init(key, split) and step(key, phi, split) -> (phi, EpochInfo).
+    Raises: InputError, on tracing, for an empty training or test set.
     """
     augment = recipe.augment()
 
@@ -54,6 +55,8 @@ def training(learner: Learner, recipe: Recipe) -> Training:
     def step(key, phi, split):
         order_key, epoch_key = jax.random.split(key)
         num = split.train.label.shape[0]
+        if not num:
+            raise InputError("the training set is empty")
         size = min(recipe.batch_size, num)
         order = jax.random.permutation(order_key, num)
         full, rest = num // size, num % size
@@ -81,5 +84,21 @@ def training(learner: Learner, recipe: Recipe) -> Training:
 
 
 def victim_training(victim: Victim, recipe: Recipe, num_train: int) -> Training:
-    """`training` of a victim by a recipe whose schedule is laid out over `num_train` rows."""
-    return training(make_learner(victim, recipe.optimizer_for(num_train)), recipe)
+    """`training` of a victim by a recipe whose schedule is laid out over `num_train` rows.
+
+    Args:
+      victim: the network.
+      recipe: how it is trained; run it for `recipe.epochs` steps.
+      num_train: N of the training sets it will see.
+
+    Raises: InputError for num_train < 1; on tracing, for a training set of another size.
+    """
+    process = training(make_learner(victim, recipe.optimizer_for(num_train)), recipe)
+
+    def step(key, phi, split):
+        num = split.train.label.shape[0]
+        if num != num_train:
+            raise InputError(f"the training set has {num} rows; num_train = {num_train}")
+        return process.step(key, phi, split)
+
+    return Training(process.init, step)

@@ -1,0 +1,183 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+import jaxpoison as jp
+from jaxpoison import victims
+from jaxpoison.types import Dataset, InputError, Variables, as_float
+from jaxpoison.victims.train import EpochInfo
+from tests.oracles import smooth_victim
+
+KEY, SHAPE, CLASSES = jax.random.key(0), (3, 3, 1), 3
+RNG = np.random.RandomState(0)
+
+
+@functools.cache
+def dataset(num=20):
+    rng = np.random.RandomState(num)
+    image = jnp.asarray(rng.randint(0, 256, (num, *SHAPE)), jnp.uint8)
+    return Dataset(image, jnp.asarray(rng.randint(0, CLASSES, num), jnp.int32))
+
+
+def scores(variables, image):
+    """Logits of the tanh net in numpy."""
+    x = np.asarray(image, np.float64).reshape(len(image), -1) / 255
+    return np.tanh(x @ np.asarray(variables.params["w"])) @ np.asarray(variables.params["v"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 500])
+def test_filled_up_batches_give_what_one_batch_gives(batch_size):
+    net, data = smooth_victim(), dataset()
+    variables = net.init(KEY)
+    expected = scores(variables, data.image)
+    got = victims.logits(net, variables, data.image, batch_size=batch_size)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    share = victims.accuracy(net, variables, data, batch_size=batch_size)
+    np.testing.assert_allclose(share, np.mean(expected.argmax(1) == data.label), rtol=1e-6)
+
+
+def test_running_statistics_are_read():
+    net = jp.models.mlp(SHAPE, CLASSES, hidden=(4,))
+    variables = net.init(KEY)
+    moved = Variables(variables.params, jax.tree.map(lambda s: s + 0.5, variables.stats))
+    data = dataset()
+    alone = victims.logits(net, moved, data.image, batch_size=1)
+    together = victims.logits(net, moved, data.image)
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    assert not np.allclose(together, victims.logits(net, variables, data.image), atol=1e-2)
+
+
+def test_confusion_equals_sklearn():
+    label, predicted = RNG.randint(0, 4, 50), RNG.randint(0, 4, 50)
+    got = victims.confusion(jnp.asarray(label, jnp.int32), jnp.asarray(predicted, jnp.int32), 5)
+    expected = sklearn.metrics.confusion_matrix(label, predicted, labels=range(5))
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == jnp.int32
+
+
+def test_targeted_success_and_intended_probability():
+    net, goal = smooth_victim(), dataset(9)
+    variables = net.init(KEY)
+    z = scores(variables, goal.image)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    rate, intended = victims.targeted(net, variables, goal)
+    np.testing.assert_allclose(rate, np.mean(z.argmax(1) == goal.label), rtol=1e-6)
+    np.testing.assert_allclose(intended, np.mean(p[np.arange(9), goal.label]), rtol=1e-5)
+
+
+def test_judge_counts_every_seed():
+    net, train = smooth_victim(), dataset(20)
+    test = Dataset(dataset(30).image, jnp.minimum(dataset(30).label, 1))  # no row of class 2
+    seeds = [net.init(jax.random.key(r)) for r in range(3)]
+    state = jp.types.TrainState(
+        jax.tree.map(lambda *x: jnp.stack(x), *[s.params for s in seeds]), {}, ()
+    )
+    curve = np.array([[0.1, 0.2, 0.9], [0.3, 0.1, 0.2]], np.float32)
+    zeros = np.zeros((2, 3), np.float32)
+    info = EpochInfo(zeros, zeros, zeros == 0, zeros, curve)
+    got = victims.judge(net, state, info, train, test)
+
+    predicted = [scores(s, test.image).argmax(1) for s in seeds]
+    label = np.asarray(test.label)
+    right = [np.mean(p == label) for p in predicted]
+    seen = [np.mean(scores(s, train.image).argmax(1) == train.label) for s in seeds]
+    np.testing.assert_allclose(got.final_accuracy.values, right, rtol=1e-12)
+    np.testing.assert_allclose(got.train_accuracy.values, seen, rtol=1e-6)
+    best = np.maximum([0.3, 0.2, 0.9], right)
+    np.testing.assert_allclose(got.peak_accuracy.values, best, rtol=1e-6)
+    np.testing.assert_allclose(got.curve, [0.4, 0.2], rtol=1e-6)
+    total = sum(
+        sklearn.metrics.confusion_matrix(label, p, labels=range(CLASSES)) for p in predicted
+    )
+    assert got.confusion == total.tolist()
+    recall = [np.mean([np.mean(p[label == c] == c) for p in predicted]) for c in range(2)]
+    np.testing.assert_allclose(got.per_class[:2], recall, rtol=1e-12)
+    assert got.per_class[2] is None
+    assert got.final_accuracy == victims.interval(right)
+
+
+def test_an_interval_by_hand_and_by_scipy():
+    got = victims.interval([1.0, 2.0, 3.0])
+    point = 0.95 * np.sqrt(2 / (4 * 0.975 * 0.025))  # 97.5 % of t with 2 degrees, in closed form
+    half = point / np.sqrt(3)  # s = 1
+    np.testing.assert_allclose([got.mean, got.low, got.high], [2, 2 - half, 2 + half], rtol=1e-12)
+    assert got.values == [1.0, 2.0, 3.0]
+    values = RNG.uniform(size=7)
+    got = victims.interval(values)
+    expected = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
+    np.testing.assert_allclose([got.low, got.high], expected, rtol=1e-12)
+
+
+def test_one_value_has_no_interval_and_equal_ones_a_point():
+    assert victims.interval([0.25]) == (0.25, None, None, [0.25])
+    assert victims.interval([0.5, 0.5]) == (0.5, 0.5, 0.5, [0.5, 0.5])
+    with pytest.raises(InputError, match="^an interval needs at least one value$"):
+        victims.interval([])
+
+
+def ssim(a, b, window):
+    """Structural similarity of one image, by the formula, place by place, in float64."""
+    at = np.arange(window) - window // 2
+    weight = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
+    weight /= weight.sum()
+    out = []
+    for i in range(a.shape[0] - window + 1):
+        for j in range(a.shape[1] - window + 1):
+            for c in range(a.shape[2]):
+                x, y = (m[i : i + window, j : j + window, c] for m in (a, b))
+                mx, my = (weight * x).sum(), (weight * y).sum()
+                vx, vy = (weight * (x - mx) ** 2).sum(), (weight * (y - my) ** 2).sum()
+                cov = (weight * (x - mx) * (y - my)).sum()
+                out.append(
+                    (2 * mx * my + 1e-4) * (2 * cov + 9e-4)
+                    / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+                )  # fmt: skip
+    return np.mean(out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((14, 12, 3), 11), ((8, 8, 1), 7), ((5, 9, 2), 5), ((2, 2, 1), 1)]
+)
+def test_similarity_equals_the_formulas(shape, window):
+    clean = RNG.randint(0, 256, (5, *shape))
+    poisoned = np.clip(clean + RNG.randint(-16, 17, clean.shape), 0, 255)
+    poisoned[[1, 3]] = clean[[1, 3]]  # rows that did not change do not count
+    a, b = clean / 255, poisoned / 255
+    got = victims.similarity(
+        jnp.asarray(clean, jnp.uint8), jnp.asarray(poisoned, jnp.uint8), batch_size=2
+    )
+    changed = [0, 2, 4]
+    psnr = np.mean([-10 * np.log10(np.mean((a[i] - b[i]) ** 2)) for i in changed])
+    np.testing.assert_allclose(got.psnr, psnr, rtol=1e-5)
+    expected = np.mean([ssim(a[i], b[i], window) for i in changed])
+    np.testing.assert_allclose(got.ssim, expected, atol=1e-5)
+
+
+def test_similarity_of_constant_images_is_a_closed_form():
+    a, b = 51, 102
+    clean, other = (jnp.full((2, 8, 8, 3), v, jnp.uint8) for v in (a, b))
+    got = victims.similarity(clean, other)
+    x, y = a / 255, b / 255
+    np.testing.assert_allclose(got.psnr, -20 * np.log10(y - x), rtol=1e-6)
+    np.testing.assert_allclose(got.ssim, (2 * x * y + 1e-4) / (x**2 + y**2 + 1e-4), atol=1e-4)
+    floats = victims.similarity(as_float(clean), as_float(other))
+    np.testing.assert_allclose(floats, got, rtol=1e-6)
+
+
+def test_identical_sets_have_no_similarity_and_shapes_must_fit():
+    image = dataset().image
+    assert victims.similarity(image, image) == (None, None)
+    assert victims.similarity(image[:0], image[:0]) == (None, None)
+    with pytest.raises(InputError, match=r"^clean images are \(20, 3, 3, 1\), poisoned ones \(2"):
+        victims.similarity(image, jnp.tile(image, (1, 1, 1, 2))[:2])
+
+
+def test_bad_batches_are_one_line():
+    net = smooth_victim()
+    with pytest.raises(InputError, match="^batch_size = 0; it must be at least 1$"):
+        victims.accuracy(net, net.init(KEY), dataset(), batch_size=0)
