@@ -1,6 +1,6 @@
 """Error-minimizing noise on Fashion-MNIST: sample-wise and class-wise, against random noise.
 
-Claim (Huang et al. 2021, section 4, there on CIFAR-10): noise that makes images already fitted keeps
+Claim (Huang et al. 2021, there on CIFAR-10): noise that makes images look already learned keeps
 a network from learning them, class-wise noise more than sample-wise; random noise of the same size
 does not. Expected here: clean 85, noise 84, sample-wise below 60, class-wise below 45.
 A small run, not a reproduction of the paper: 4,000 training images, a two-layer CNN, eps 32/255.
