@@ -1,8 +1,10 @@
 """Image-classification sets of TensorFlow Datasets, read without TensorFlow from array_record."""
 
+import logging
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -128,7 +130,8 @@ def _read(name: str, records: Any, image_key: str, label_key: str) -> tuple[np.n
     for start in range(0, len(records), _CHUNK):
         rows = range(start, min(start + _CHUNK, len(records)))
         try:
-            examples = records.__getitems__(list(rows))
+            with _no_opencv_hint():
+                examples = records.__getitems__(list(rows))
         except (RuntimeError, OSError, ValueError, SyntaxError) as error:
             raise _damaged(name, error) from error
         for row, example in zip(rows, examples, strict=True):
@@ -144,6 +147,21 @@ def _read(name: str, records: Any, image_key: str, label_key: str) -> tuple[np.n
                 )
             image[row], label[row] = pixels, example[label_key]
     return image, label
+
+
+@contextmanager
+def _no_opencv_hint() -> Iterator[None]:
+    """Without TFDS' advice to install OpenCV: pillow, which we depend on, decodes as well."""
+    logger = logging.getLogger("absl")
+
+    def keep(entry: logging.LogRecord) -> bool:
+        return "OpenCV" not in str(entry.msg)
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _damaged(name: str, error: Exception) -> InputError:
