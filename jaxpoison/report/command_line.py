@@ -1,10 +1,11 @@
 """From a frozen dataclass to a command: `--help` for every field, one line for every mistake."""
 
+import dataclasses
 import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import tyro
@@ -18,22 +19,39 @@ __all__ = ["command_line"]
 def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None) -> None:
     """Parse `config_type` from the command line and call `main` with it.
 
-    Exit code 0; 1 if a run became non-finite; 2 for bad input or an unwritable file, with one line
-    on standard error. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by default
-    ~/.cache/jaxpoison.
+    Exit code 0; 1 if a run became non-finite; 2 for bad input or an unwritable file; 130 if stopped
+    from the keyboard. Errors are one line on standard error, but for a word that does not parse,
+    which tyro shows in a box. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
+    default ~/.cache/jaxpoison.
+
+    Args:
+      main: the experiment.
+      config_type: a frozen dataclass; `__post_init__` raises InputError for values it refuses.
+      doc: what `--help` says first, such as the script's docstring.
     """
-    code = 2
     try:
-        if not jax.config.jax_compilation_cache_dir:
+        if not jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
             cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
             jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "jaxpoison")))
-        main(tyro.cli(config_type, description=doc))
-        return
+        main(_parse(config_type, doc))
     except NonFiniteError as error:
-        message, code = str(error), 1
+        _stop(str(error), 1)
     except InputError as error:
-        message = str(error)
+        _stop(str(error), 2)
     except OSError as error:
-        message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-    print(f"error: {message}", file=sys.stderr)
+        _stop(f"{error.strerror}: {error.filename}" if error.filename else str(error), 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parse(config_type: type, doc: str | None) -> Any:
+    """The configuration; its own checks run outside tyro, which would draw a box around them."""
+    unchecked = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
+    values = tyro.cli(unchecked, description=doc)
+    fields = dataclasses.fields(config_type)
+    return config_type(**{field.name: getattr(values, field.name) for field in fields})
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -1,9 +1,11 @@
 """Pictures of a result: what was done to the images, and how the victims learned."""
 
+import itertools
 import pathlib
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from jaxtyping import Num
 
@@ -40,12 +42,14 @@ def grid(
             (f"difference\nx {127 / largest:.3g}, grey = 0", 0.5 + difference / largest / 2)
         )
     figure = matplotlib.figure.Figure(
-        figsize=(1.9 + columns * 0.85, 0.3 + len(rows) * 0.85), layout="constrained"
+        figsize=(1.9 + columns * 0.85, 0.6 + len(rows) * 0.85), layout="constrained"
     )
+    figure.suptitle("training images, as the victims see them", fontsize=10)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, images, strict=True):
-            axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            color = image if image.shape[2] == 3 else image.mean(axis=2)
+            axis.imshow(color, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():
@@ -58,11 +62,13 @@ def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
     """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds."""
     figure = matplotlib.figure.Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
-    ends = []
-    for color, (name, entry) in zip(_cycle(), record["arms"].items(), strict=False):
+    ends, epochs = [], 0
+    for color, (name, entry) in zip(itertools.cycle(COLORS), record["arms"].items(), strict=False):
         values = 100 * np.asarray(entry["curve"])
-        axis.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=2)
+        marker = "o" if len(values) == 1 else ""
+        axis.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=2, marker=marker)
         ends.append((values[-1], name, color))
+        epochs = max(epochs, len(values))
     for height, (value, name, color) in zip(_apart(ends), sorted(ends), strict=True):
         axis.annotate(
             f"{name} {value:.1f}",
@@ -74,7 +80,9 @@ def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
             va="center",
             fontsize=9,
         )
+    axis.set_xlim(0.5, epochs + 0.5)
     axis.set_ylim(0, 102)
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
     axis.set_ylabel("clean test accuracy, %")
     seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
@@ -83,11 +91,6 @@ def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     _save(figure, path)
-
-
-def _cycle():
-    while True:
-        yield from COLORS
 
 
 def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:
@@ -103,5 +106,5 @@ def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
+    figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
     temporary.replace(path)

@@ -23,6 +23,17 @@ from jaxpoison.victims import Interval, Judgment
 
 __all__ = ["arm", "device", "published", "record", "versions"]
 
+FIELDS = {
+    "experiment": str,
+    "config": dict,
+    "versions": dict,
+    "device": dict,
+    "date": str,
+    "seconds": dict,
+    "arms": dict,
+    "published": list,
+}
+"""What a record has besides `poison`, which is null where the experiment has none."""
 PACKAGES = ("jaxpoison", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -40,6 +40,8 @@ from jaxpoison.victims import judge, similarity
 
 __all__ = ["Study", "StudyConfig"]
 
+SHOWN = 8  # images in grid.png: the first rows that may change
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
@@ -52,14 +54,16 @@ class StudyConfig:
     overwrite: bool = False
     """Remove an earlier run of this name and compute it again."""
     seed: int = 0
-    """Of everything random; the same seed gives the same poison."""
+    """Of everything random, 0 to 4294967295; the same seed gives the same poison."""
     victims: int = 5
     """Fresh victims per training set (seeds of the interval)."""
 
     def __post_init__(self):
         if self.victims < 1:
             raise InputError(f"victims = {self.victims}; it must be at least 1")
-        if not self.name or pathlib.Path(self.name).name != self.name:
+        if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these
+            raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
+        if self.name in ("", "..") or pathlib.Path(self.name).name != self.name:
             raise InputError(f"name = {self.name!r}; a plain folder name is needed")
 
     def settings(self) -> dict[str, Any]:
@@ -94,22 +98,22 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
         except OSError as error:
-            raise InputError(f"cannot write run folder {self.folder}: {error.strerror}") from error
+            reason = error.strerror or error
+            raise InputError(f"cannot write run folder {self.folder}: {reason}") from error
         self.arms: dict[str, dict[str, Any]] = {}
         self._poisons: dict[str, dict[str, Any]] = {}
         self._images: dict[str, np.ndarray] = {}
-        self._clean: np.ndarray | None = None
-        saved = self._read("seconds.json") or {"parts": {}, "wall": 0.0}
-        self._parts, self._wall, self._began = saved["parts"], saved["wall"], time.perf_counter()
+        self._shown, self._clean = np.zeros(0, int), np.zeros(0)
+        saved = self._read("seconds.json", {"parts": dict, "wall": float})
+        self._parts, self._wall = (saved["parts"], saved["wall"]) if saved else ({}, 0.0)
+        self._began = time.perf_counter()
 
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, printed; None if there is work to do."""
-        result = self._read("result.json")
+        result = self._read("result.json", record.FIELDS)
         if result is not None:
             tables.print_record(result, self.console)
-            self.console.print(
-                f"finished before: {self.folder} (--overwrite computes it again)", soft_wrap=True
-            )
+            self._say(f"finished before: {self.folder} (--overwrite computes it again)")
         return result
 
     def train(
@@ -196,8 +200,10 @@ class Study:
             "psnr": close.psnr,
             "ssim": close.ssim,
         }
-        self._clean = np.asarray(scenario.train.image)
-        self._images[arm] = np.asarray(stored.dataset.image)
+        if not self._images:
+            self._shown = np.asarray(scenario.index)[:SHOWN]
+            self._clean = np.asarray(scenario.train.image[self._shown])
+        self._images[arm] = np.asarray(stored.dataset.image[self._shown])
         self._note(f"verify {arm}", time.perf_counter() - began)
         return stored.dataset
 
@@ -242,7 +248,7 @@ class Study:
           main: the arm that the experiment is about; its poison stands at the top of the record.
           published: other people's numbers, see `record.published`.
         """
-        if self._clean is not None:
+        if len(self._clean):
             figures.grid(self.folder / "grid.png", self._clean, self._images)
         compile_seconds = sum(v for k, v in self._parts.items() if k.startswith("compile "))
         shown = {k: v for k, v in self._parts.items() if not k.startswith("compile ")}
@@ -257,11 +263,11 @@ class Study:
         figures.curves(self.folder / "curves.png", result)
         checkpoint.write_json(self.folder / "result.json", result)
         tables.print_record(result, self.console)
-        self.console.print(f"run folder: {self.folder}", soft_wrap=True)
+        self._say(f"run folder: {self.folder}")
         return result
 
     def _claim(self) -> None:
-        now, there = self.config.settings(), self._read("config.json")
+        now, there = self.config.settings(), self._read("config.json", {})
         if there is None:
             checkpoint.write_json(self.folder / "config.json", now)
             return
@@ -272,14 +278,26 @@ class Study:
                     f"is {now.get(name)!r}; choose another --name, or --overwrite"
                 )
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, fields: dict[str, type]) -> dict[str, Any] | None:
+        """A JSON object that has `fields`, or None where there is no such file."""
         path = self.folder / name
+        if not path.exists():
+            return None
         try:
-            return json.loads(path.read_text()) if path.exists() else None
+            value = json.loads(path.read_text())
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            for field, kind in fields.items():
+                if not isinstance(value.get(field), kind):
+                    raise ValueError(f"no {field}")
+            return value
         except ValueError as error:
             raise InputError(
                 f"{path} is damaged ({error}); remove it or use --overwrite"
             ) from error
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _spend(self, part: str, seconds: checkpoint.Seconds) -> None:
         self._parts[f"compile {part}"] = seconds.compile

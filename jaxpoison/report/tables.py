@@ -19,30 +19,29 @@ def percent(value: dict[str, Any]) -> str:
 
 
 def table(record: dict[str, Any]) -> Table:
-    """One row per training set: final and peak accuracy, seconds; published values below ours."""
-    seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
+    """One row per training set: final and peak accuracy, targeted success, seconds of its steps."""
     targeted = any("success_rate" in a for a in record["arms"].values())
-    result = Table(
-        title=f"{record['experiment']}: clean test accuracy in %, mean [95 % interval] over "
-        f"{seeds} victims",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
+    result = Table(box=box.SIMPLE_HEAD)
     result.add_column("training set", no_wrap=True)
     for name in ["final", "peak"] + (["success"] if targeted else []):
         result.add_column(name, justify="right", no_wrap=True)
-    result.add_column("s", justify="right", no_wrap=True)
+    result.add_column("seconds", justify="right", no_wrap=True)
     for name, entry in record["arms"].items():
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
-        result.add_row(name, *cells, f"{_seconds(record, name):.1f}")
+        result.add_row(Text(name), *cells, f"{_seconds(record, name):.1f}")
     return result
 
 
 def print_record(record: dict[str, Any], console: Console | None = None) -> None:
-    """Print the table, what to expect of each row, the published values and the total time."""
+    """Print title, table, what to expect of each row, the published values and the total time."""
     console = console or Console()
+    seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
+    title = Text(
+        f"{record['experiment']}: clean test accuracy in %, mean [95 % interval] over "
+        f"{seeds} victims"
+    )
     lines = [Text(f"{name}: {entry['expect']}") for name, entry in record["arms"].items()]
     lines += [
         Text(f"published: {p['what']}: {100 * p['value']:.1f} ({p['source']})")
@@ -54,7 +53,7 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
         f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
     )
-    console.print(Group(table(record), *lines, Text(), total))
+    console.print(Group(title, table(record), *lines, Text(), total))
 
 
 def _seconds(record: dict[str, Any], arm: str) -> float:

@@ -1,0 +1,62 @@
+"""A whole main job in seconds. Run as a module it kills itself while it trains its last victims.
+
+python -m tests.report.small_job RUNS
+"""
+
+import functools
+import os
+import pathlib
+import signal
+import sys
+
+import jax
+
+import jaxpoison as jp
+from jaxpoison import checkpoint, loops
+from jaxpoison.report import Arm, StudyConfig, main_job, published
+from jaxpoison.types import Dataset, Split
+from jaxpoison.victims import recipes
+
+SHAPE, CLASSES, EPS, EPOCHS = (8, 8, 1), 3, 0.1, 4
+
+
+@functools.cache
+def split():
+    """48 rows for training, 24 for testing."""
+    every = jp.data.synthetic.blobs(jax.random.key(7), 72, CLASSES, SHAPE, noise=0.3)
+    return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
+
+
+def run(runs, **options):
+    """The record of clean data and random noise, two victims each, after a surrogate."""
+    budget = jp.perturb.Budget("linf", EPS)
+    return main_job(
+        "small",
+        StudyConfig(runs=pathlib.Path(runs), victims=2, **options),
+        victim=jp.models.mlp(SHAPE, CLASSES, hidden=(6,)),
+        recipe=recipes.small(epochs=EPOCHS, batch_size=16),
+        split=split(),
+        source={"name": "blobs"},
+        arms={"random-noise": Arm(jp.attacks.random_noise(eps=EPS), 1, budget, "as [clean]")},
+        main="random-noise",
+        surrogate=recipes.small(epochs=1, batch_size=16),
+        published=[published("clean", 0.5, "nobody, table 1")],
+    )
+
+
+def die_in_the_last_arm():
+    """A checkpoint after every step, and SIGKILL after the third of the victims of noise."""
+    loops.run_chunks = functools.partial(loops.run_chunks, save_every=1)
+    before = checkpoint.Book.record
+
+    def record(book, start, rows):
+        before(book, start, rows)
+        if book.folder.parts[-2:] == ("victims", "random-noise") and start == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.Book.record = record
+
+
+if __name__ == "__main__":
+    die_in_the_last_arm()
+    run(sys.argv[1])

@@ -1,0 +1,273 @@
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxpoison as jp
+from jaxpoison import checkpoint, loops
+from jaxpoison.report import Study, StudyConfig, figures, tables
+from jaxpoison.types import InputError, Scenario
+from tests.report import small_job
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ACCURACIES = {"final_accuracy", "peak_accuracy", "train_accuracy"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(runs, record) of a job that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("whole")
+    return runs, small_job.run(runs)
+
+
+def files(folder):
+    """Every file and its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def no_constants(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def check_rates(value, seeds):
+    assert set(value) == {"mean", "low", "high", "values"}
+    assert len(value["values"]) == seeds and all(0 <= v <= 1 for v in value["values"])
+    assert math.isclose(value["mean"], sum(value["values"]) / seeds, abs_tol=1e-9)
+    if seeds == 1:
+        assert value["low"] is value["high"] is None
+    else:
+        assert value["low"] <= value["mean"] <= value["high"]
+
+
+def check_poison(value):
+    assert set(value) == {"norm", "eps", "measured", "psnr", "ssim"}
+    assert value["norm"] in ("linf", "l2", "l0", None) and value["measured"] <= value["eps"] + 1e-9
+    assert value["psnr"] > 0 and -1 <= value["ssim"] <= 1
+
+
+def check_arm(value, seeds):
+    targeted = {"success_rate", "intended_probability"}
+    assert set(value) - targeted == ACCURACIES | {
+        "per_class", "confusion", "curve", "expect", "poison",
+    }  # fmt: skip
+    for name in (ACCURACIES | targeted) & set(value):
+        check_rates(value[name], seeds)
+    classes = len(value["per_class"])
+    assert np.shape(value["confusion"]) == (classes, classes)
+    assert all(isinstance(n, int) and n >= 0 for row in value["confusion"] for n in row)
+    assert all(0 <= v <= 1 for v in value["curve"]) and isinstance(value["expect"], str)
+    if value["poison"] is not None:
+        check_poison(value["poison"])
+
+
+def check_record(value, seeds):
+    """Exactly the shape that the docstring of report/record.py gives."""
+    assert set(value) == {
+        "experiment", "config", "versions", "device", "date", "seconds", "arms", "poison",
+        "published",
+    }  # fmt: skip
+    assert {"python", "jax", "jaxlib", "jaxpoison"} <= set(value["versions"])
+    assert set(value["device"]) == {"platform", "kind", "count", "host", "host_cores"}
+    assert {"compile", "total"} <= set(value["seconds"])
+    assert all(v >= 0 for v in value["seconds"].values())
+    for arm in value["arms"].values():
+        check_arm(arm, seeds)
+    check_poison(value["poison"])
+    for number in value["published"]:
+        assert set(number) == {"what", "value", "source"}
+
+
+def test_the_record_has_its_shape_and_is_strict_json(finished):
+    runs, record = finished
+    folder = runs / "small" / "default"
+    stored = json.loads((folder / "result.json").read_text(), parse_constant=no_constants)
+    assert stored == record
+    check_record(record, seeds=2)
+    assert record["config"] == {"seed": 0, "victims": 2}
+    assert list(record["arms"]) == ["clean", "random-noise"]
+    assert record["arms"]["clean"]["poison"] is None
+    assert record["arms"]["random-noise"]["poison"] == record["poison"]
+    assert len(record["arms"]["clean"]["curve"]) == small_job.EPOCHS
+    assert sum(map(sum, record["arms"]["clean"]["confusion"])) == 2 * 24
+    assert {"craft surrogate", "craft random-noise", "victims clean"} <= set(record["seconds"])
+    assert record["poison"]["eps"] == small_job.EPS > record["poison"]["measured"] > 0.09
+
+
+def test_the_run_folder_holds_what_the_module_says(finished):
+    folder = finished[0] / "small" / "default"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "craft", "poison", "victims", "grid.png", "curves.png", "result.json",
+        "seconds.json",
+    }  # fmt: skip
+    for part in ("craft/surrogate", "craft/random-noise", "victims/clean", "victims/random-noise"):
+        lines = (folder / part / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == (4 if part.startswith("victims") else 1)
+    assert jp.data.poisoned.verify(folder / "poison" / "random-noise", small_job.split().train)
+    for picture in ("grid.png", "curves.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_is_printed_and_not_computed_again(finished, monkeypatch, capsys):
+    runs, record = finished
+    before = files(runs)
+    monkeypatch.setattr(loops, "run_chunks", None)
+    assert small_job.run(runs) == record
+    assert files(runs) == before
+    out = capsys.readouterr().out
+    assert "random-noise" in out and "as [clean]" in out and "finished before: " in out
+
+
+def test_overwrite_starts_again(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    config = StudyConfig(runs=tmp_path, victims=2, overwrite=True)
+    study = Study("small", config)
+    assert study.finished() is None
+    assert set(files(tmp_path)) == {pathlib.Path("small/default/config.json")}
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(finished, tmp_path):
+    cache = jax.config.jax_compilation_cache_dir
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.report.small_job", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = tmp_path / "small" / "default"
+    assert not (folder / "result.json").exists()
+    victims = folder / "victims"
+    assert checkpoint.valid_steps(victims / "random-noise" / "checkpoints")[-1] == 2
+    clean = files(victims / "clean")
+    record = small_job.run(tmp_path)
+    check_record(record, seeds=2)
+    assert record["arms"] == finished[1]["arms"]
+    assert record["poison"] == finished[1]["poison"]
+    assert files(victims / "clean") == clean  # loaded, not trained again
+
+
+def test_a_stored_poison_that_was_changed_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "small" / "default"
+    (folder / "result.json").unlink()
+    images = folder / "poison" / "random-noise" / "images.npy"
+    images.write_bytes(images.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(InputError, match="images.npy"):
+        small_job.run(tmp_path)
+
+
+def test_only_rows_that_may_change_are_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "grid", lambda *args: drawn.append(args))
+    monkeypatch.setattr(figures, "curves", lambda *args: None)
+    monkeypatch.setattr(tables, "print_record", lambda *args: None)
+    train = small_job.split().train
+    scenario = Scenario(train, train, jnp.array([40, 3], jnp.int32))
+    study = Study("some", StudyConfig(runs=tmp_path), console=Console(quiet=True))
+    stored = study.craft(
+        "noise",
+        jp.over_restarts(jp.attacks.random_noise(eps=0.1), 2),
+        jax.random.key(0),
+        scenario,
+        num_steps=1,
+        budget=jp.perturb.Budget("linf", 0.1),
+        source={"name": "blobs"},
+    )
+    record = study.finish(main="noise", published=[])
+    assert record["poison"]["norm"] == "linf" and record["arms"] == {}
+    ((path, clean, images),) = drawn
+    assert path == tmp_path / "some" / "default" / "grid.png"
+    np.testing.assert_array_equal(clean, train.image[jnp.array([40, 3])])
+    np.testing.assert_array_equal(images["noise"], stored.image[jnp.array([40, 3])])
+    changed = np.flatnonzero((stored.image != train.image).any(axis=(1, 2, 3)))
+    assert changed.tolist() == [3, 40]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"victims": 0}, "victims = 0; it must be at least 1"),
+        ({"seed": -1}, "seed = -1; it must be from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296; it must be from 0 to 4294967295"),
+        ({"name": ""}, "name = ''; a plain folder name is needed"),
+        ({"name": "."}, "name = '.'; a plain folder name is needed"),
+        ({"name": ".."}, "name = '..'; a plain folder name is needed"),
+        ({"name": "a/b"}, "name = 'a/b'; a plain folder name is needed"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, message):
+    with pytest.raises(InputError) as error:
+        StudyConfig(**settings)
+    assert str(error.value) == message
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(finished):
+    runs, _ = finished
+    before = files(runs)
+    with pytest.raises(InputError) as error:
+        Study("small", StudyConfig(runs=runs, victims=2, seed=1))
+    assert str(error.value) == (
+        f"run folder {runs / 'small' / 'default'} was made with seed = 0, now it is 1; choose "
+        "another --name, or --overwrite"
+    )
+    assert files(runs) == before
+    Study("small", StudyConfig(runs=runs, victims=2, seed=1, name="other"))
+    shutil.rmtree(runs / "small" / "other")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_unwritable_folder_is_one_line(tmp_path, overwrite):
+    (tmp_path / "file").write_text("in the way")
+    runs = tmp_path / "file" / "runs"
+    with pytest.raises(InputError) as error:
+        Study("small", StudyConfig(runs=runs, overwrite=overwrite))
+    folder = runs / "small" / "default"
+    assert str(error.value) == f"cannot write run folder {folder}: Not a directory"
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_error_without_a_system_message_still_says_why(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "default").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="default: Cannot call rmtree on a symbolic link"):
+        Study("small", StudyConfig(runs=tmp_path, overwrite=True))
+    assert (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("config.json", b"{", "Expecting property name"),
+        ("config.json", b"[1]", "no JSON object"),
+        ("config.json", b"null", "no JSON object"),
+        ("config.json", b"\xff\xfe{}", "'utf-8' codec"),
+        ("seconds.json", b"", "Expecting value"),
+        ("seconds.json", b'{"parts": {}}', "no wall"),
+        ("result.json", b"{}", "no experiment"),
+        ("result.json", b'{"experiment": "small"', "Expecting"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, text, reason):
+    config = StudyConfig(runs=tmp_path)
+    Study("small", config)
+    path = tmp_path / "small" / "default" / name
+    path.write_bytes(text)
+    with pytest.raises(InputError) as error:
+        Study("small", config).finished()
+    message = str(error.value)
+    assert message.startswith(f"{path} is damaged ({reason}") and "\n" not in message
+    assert message.endswith("); remove it or use --overwrite")
+    assert Study("small", StudyConfig(runs=tmp_path, overwrite=True)).finished() is None

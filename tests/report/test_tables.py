@@ -1,0 +1,86 @@
+import io
+
+import jax
+import pytest
+from rich.console import Console
+
+from jaxpoison.report import published, record, tables
+from jaxpoison.victims import Judgment, interval
+
+
+def judgment(*values):
+    rates = interval(values)
+    return Judgment(rates, rates, rates, [0.5, None], [[1, 1], [0, 0]], [0.25, 0.5])
+
+
+def text_of(arms, numbers=(), seconds=None):
+    value = record.record(
+        "small",
+        {"seed": 0},
+        seconds={"compile": 1.26, "total": 9.6} | (seconds or {}),
+        arms=arms,
+        poison=None,
+        published=list(numbers),
+    )
+    out = io.StringIO()
+    tables.print_record(value, Console(file=out, width=120))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"mean": 0.97241, "low": 0.965, "high": 0.97949}, "97.2 [96.5, 97.9]"),
+        ({"mean": 0.97251, "low": None, "high": None}, "97.3"),
+        ({"mean": 1.0, "low": 1.0, "high": 1.0}, "100.0 [100.0, 100.0]"),
+        ({"mean": 0.0, "low": None, "high": None}, "0.0"),
+    ],
+)
+def test_percent(value, text):
+    assert tables.percent(value) == text
+
+
+def test_the_table_of_one_victim():
+    text = text_of(
+        {"clean": record.arm(judgment(0.9), expect="about [90]")},
+        [published("clean", 0.953, "Somebody 2021, table 2")],
+        {"victims clean": 3.21, "craft clean": 1.1},
+    )
+    lines = text.splitlines()
+    assert lines[0] == "small: clean test accuracy in %, mean [95 % interval] over 1 victims"
+    assert lines[2].split() == ["training", "set", "final", "peak", "seconds"]
+    assert lines[4].split() == ["clean", "90.0", "90.0", "4.3"]
+    assert "clean: about [90]" in text
+    assert "published: clean: 95.3 (Somebody 2021, table 2)" in text
+    assert "10 s in all, 1 s of it compiling" in text
+
+
+def test_targeted_arms_get_a_column():
+    targeted = record.arm(
+        judgment(0.9, 0.8),
+        expect="misread",
+        success_rate=interval([1.0, 0.5]),
+        intended_probability=interval([0.9, 0.4]),
+    )
+    text = text_of({"clean": record.arm(judgment(0.9, 0.8), expect="-"), "matched": targeted})
+    lines = text.splitlines()
+    assert lines[2].split() == ["training", "set", "final", "peak", "success", "seconds"]
+    assert "over 2 victims" in lines[0]
+    low, high = interval([1.0, 0.5])[1:3]
+    assert f"75.0 [{100 * low:.1f}, {100 * high:.1f}]" in lines[5]
+    assert lines[4].split()[-1] == "0.0" and "75.0" not in lines[4]
+    assert targeted["success_rate"]["values"] == [1.0, 0.5]
+    assert targeted["intended_probability"]["mean"] == pytest.approx(0.65)
+    assert targeted["poison"] is None and targeted["final_accuracy"]["values"] == [0.9, 0.8]
+
+
+def test_names_in_brackets_are_not_styles():
+    text = text_of({"[red]a": record.arm(judgment(0.9), expect="[bold]b")})
+    assert "[red]a" in text and "[bold]b" in text
+
+
+def test_versions_and_device_name_what_ran():
+    assert record.versions()["jax"] == jax.__version__
+    device = record.device()
+    assert device["platform"] == "cpu" and device["count"] == jax.device_count()
+    assert device["host"] and device["host_cores"] >= 1
