@@ -3,7 +3,7 @@
 from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check import check
 from jaxpoison.data.sources import digits, from_npz, from_tfds, load
-from jaxpoison.data.subsets import first_per_class, split_validation
+from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
 __all__ = [
     "augment",
@@ -13,6 +13,7 @@ __all__ = [
     "from_npz",
     "from_tfds",
     "load",
+    "poison_rows",
     "poisoned",
     "rounding",
     "split_validation",

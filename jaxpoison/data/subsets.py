@@ -1,11 +1,13 @@
-"""Rows of a data set chosen outside traced code: a validation split, the first of each class."""
+"""Rows of a data set chosen outside traced code: to hold out, to keep, to poison."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from jaxpoison.types import Dataset, InputError, Key
 
-__all__ = ["first_per_class", "split_validation"]
+__all__ = ["first_per_class", "poison_rows", "split_validation"]
 
 
 def split_validation(key: Key, dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
@@ -56,6 +58,39 @@ def first_per_class(dataset: Dataset, num: int, *, num_classes: int | None = Non
         raise InputError(f"class {short[0]} has {counts[short[0]]} images; {num} are asked for")
     rows = [np.flatnonzero(label == c)[:num] for c in range(num_classes or len(counts))]
     return _rows(dataset, np.sort(np.concatenate(rows)))
+
+
+def poison_rows(
+    key: Key, dataset: Dataset, *, share: float, label: int | None = None
+) -> Int[Array, " p"]:
+    """Rows that an attack may change: floor(share * N), uniform without replacement, ascending.
+
+    Args:
+      key: typed key; the same key and N draw the same rows.
+      dataset: N rows.
+      share: in (0, 1], of all rows of the set, also if they come from one class.
+      label: the class they come from; None for any.
+
+    Returns:
+      int32 [P], as `Scenario.index` takes it.
+
+    Errors:
+      InputError for a share outside (0, 1] or below one row, or a budget larger than the class.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share = {share:g}; allowed is above 0, up to 1")
+    labels = np.asarray(dataset.label)
+    num = int(share * len(labels))
+    allowed = np.arange(len(labels)) if label is None else np.flatnonzero(labels == label)
+    if num < 1:
+        raise InputError(f"share = {share:g} of {len(labels)} rows is less than one")
+    if num > len(allowed):
+        raise InputError(
+            f"share = {share:g} of {len(labels)} rows is {num}, but class {label} has only "
+            f"{len(allowed)}"
+        )
+    picked = np.asarray(jax.random.permutation(key, len(allowed)))[:num]
+    return jnp.asarray(np.sort(allowed[picked]), jnp.int32)
 
 
 def _rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
