@@ -238,7 +238,7 @@ def _load(path: pathlib.Path, like: PyTree) -> PyTree:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _without_empty(like)
     )
     shapes, expected = _shapes(ocp.metadata(str(path.absolute())).metadata), _shapes(wanted)
-    if differing := [n for n in shapes | expected if shapes.get(n) != expected.get(n)]:
+    if differing := [n for n in expected | shapes if shapes.get(n) != expected.get(n)]:
         name = differing[0]
         raise InputError(
             f"checkpoint {path.parent} was made with other settings: state {name or 'array'} is "
