@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 
 import jaxpoison as jp
-from jaxpoison.report import Arm, StudyConfig, command_line, main_job, published
+from jaxpoison.report import StudyConfig, arm, command_line, main_job, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Config(StudyConfig):
     """L-infinity radius, pixels in [0, 1]."""
     rounds: int = 20
     """Rounds of both forms of noise; they end by themselves at 1 % error."""
+    network: str = "small_cnn"
+    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
     epochs: int = 10
     """Of every victim (Adam 0.002, batch 64)."""
 
@@ -47,24 +49,34 @@ def main(config: Config) -> dict:
     source["data_dir"] = None if config.data_dir is None else str(config.data_dir)
     train = jp.data.load(**source)
     test = jp.data.load("fashion_mnist", f"test[:{config.test_images}]", config.data_dir)
-    victim = jp.models.small_cnn(train.image.shape[1:], 10)
+    victim = jp.models.create(config.network, train.image.shape[1:], 10)
     budget = jp.perturb.Budget("linf", config.eps)
     em = {"eps": config.eps, "num_classes": 10, "batch_size": 128}
     arms = {
-        "random-noise": Arm(
-            jp.attacks.random_noise(eps=config.eps), 1, budget, "within 3 of clean"
+        "random-noise": arm(
+            jp.attacks.random_noise,
+            eps=config.eps,
+            num_steps=1,
+            budget=budget,
+            expect="within 3 of clean",
         ),
-        "error-minimizing": Arm(
-            jp.attacks.error_minimizing(victim, **em),
-            config.rounds,
-            budget,
-            "below 60, and falling with training: one noise per image",
+        "error-minimizing": arm(
+            jp.attacks.error_minimizing,
+            victim,
+            **em,
+            num_steps=config.rounds,
+            budget=budget,
+            expect="below 60, and falling with training: one noise per image",
         ),
-        "error-minimizing-class": Arm(
-            jp.attacks.error_minimizing(victim, noise="class", portion=1.0, **em),
-            config.rounds,
-            budget,
-            "below 45: one noise per class is the easiest thing to learn",
+        "error-minimizing-class": arm(
+            jp.attacks.error_minimizing,
+            victim,
+            noise="class",
+            portion=1.0,
+            **em,
+            num_steps=config.rounds,
+            budget=budget,
+            expect="below 45: one noise per class is the easiest thing to learn",
         ),
     }
     return main_job(

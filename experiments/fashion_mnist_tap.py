@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 
 import jaxpoison as jp
-from jaxpoison.report import Arm, StudyConfig, command_line, main_job, published
+from jaxpoison.report import StudyConfig, arm, command_line, main_job, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Config(StudyConfig):
     """L-infinity radius, pixels in [0, 1]."""
     steps: int = 100
     """Sign-gradient steps of 0.05 eps (250 in the paper)."""
+    network: str = "small_cnn"
+    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
     epochs: int = 10
     """Of every victim and of the surrogate (Adam 0.002, batch 64)."""
 
@@ -48,25 +50,34 @@ def main(config: Config) -> dict:
     source["data_dir"] = None if config.data_dir is None else str(config.data_dir)
     train = jp.data.load(**source)
     test = jp.data.load("fashion_mnist", f"test[:{config.test_images}]", config.data_dir)
-    victim = jp.models.small_cnn(train.image.shape[1:], 10)
+    victim = jp.models.create(config.network, train.image.shape[1:], 10)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=2e-3, batch_size=64)
     budget = jp.perturb.Budget("linf", config.eps)
     tap = {"eps": config.eps, "num_classes": 10}
     arms = {
-        "random-noise": Arm(
-            jp.attacks.random_noise(eps=config.eps), 1, budget, "within 3 of clean"
+        "random-noise": arm(
+            jp.attacks.random_noise,
+            eps=config.eps,
+            num_steps=1,
+            budget=budget,
+            expect="within 3 of clean",
         ),
-        "error-maximizing": Arm(
-            jp.attacks.error_maximizing(victim, **tap),
-            config.steps,
-            budget,
-            "below 60, and falling with training: features of the next class",
+        "error-maximizing": arm(
+            jp.attacks.error_maximizing,
+            victim,
+            **tap,
+            num_steps=config.steps,
+            budget=budget,
+            expect="below 60, and falling with training: features of the next class",
         ),
-        "error-maximizing-untargeted": Arm(
-            jp.attacks.error_maximizing(victim, goal="untargeted", **tap),
-            config.steps,
-            budget,
-            "between: away from the label, in no common direction",
+        "error-maximizing-untargeted": arm(
+            jp.attacks.error_maximizing,
+            victim,
+            goal="untargeted",
+            **tap,
+            num_steps=config.steps,
+            budget=budget,
+            expect="between: away from the label, in no common direction",
         ),
     }
     return main_job(

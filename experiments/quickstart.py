@@ -13,7 +13,7 @@ import dataclasses
 import math
 
 import jaxpoison as jp
-from jaxpoison.report import Arm, StudyConfig, command_line, main_job
+from jaxpoison.report import StudyConfig, arm, command_line, main_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +43,40 @@ def main(config: Config) -> dict:
     eps, linf = config.eps, jp.perturb.Budget("linf", config.eps)
     l2 = jp.perturb.Budget("l2", eps * math.sqrt(train.image[0].size))
     arms = {
-        "random-noise": Arm(
-            jp.attacks.random_noise(eps=eps),
-            1,
-            linf,
-            "within 3 of clean: a changed picture alone does little",
+        "random-noise": arm(
+            jp.attacks.random_noise,
+            eps=eps,
+            num_steps=1,
+            budget=linf,
+            expect="within 3 of clean: a changed picture alone does little",
         ),
-        "error-minimizing": Arm(
-            jp.attacks.error_minimizing(victim, eps=eps, num_classes=10, batch_size=128),
-            config.em_rounds,
-            linf,
-            "some 10 to 15 below clean: nothing to learn, yet an MLP still learns",
+        "error-minimizing": arm(
+            jp.attacks.error_minimizing,
+            victim,
+            eps=eps,
+            num_classes=10,
+            batch_size=128,
+            num_steps=config.em_rounds,
+            budget=linf,
+            expect="some 10 to 15 below clean: nothing to learn, yet an MLP still learns",
         ),
-        "error-maximizing": Arm(
-            jp.attacks.error_maximizing(victim, eps=eps, num_classes=10),
-            config.tap_steps,
-            linf,
-            "under 35: features of the next class stand under this label",
+        "error-maximizing": arm(
+            jp.attacks.error_maximizing,
+            victim,
+            eps=eps,
+            num_classes=10,
+            num_steps=config.tap_steps,
+            budget=linf,
+            expect="under 35: features of the next class stand under this label",
         ),
-        "lsp": Arm(
-            jp.attacks.lsp(eps=l2.eps, num_classes=10, patch=4),
-            1,
-            l2,
-            "far below clean: patches a linear model can read (L2 budget, needs no model)",
+        "lsp": arm(
+            jp.attacks.lsp,
+            eps=l2.eps,
+            num_classes=10,
+            patch=4,
+            num_steps=1,
+            budget=l2,
+            expect="far below clean: patches a linear model can read (L2 budget, needs no model)",
         ),
     }
     return main_job(

@@ -1,17 +1,19 @@
 """The main job in one call: every arm is crafted, stored, verified, trained on and judged."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxpoison import over
+from jaxpoison.data import poison_rows
 from jaxpoison.perturb import Budget
 from jaxpoison.report.study import Study, StudyConfig
 from jaxpoison.types import Attack, Scenario, Split, Victim
 from jaxpoison.victims import Recipe, victim_training
 
-__all__ = ["Arm", "main_job"]
+__all__ = ["Arm", "arm", "main_job"]
 
 
 class Arm(NamedTuple):
@@ -22,12 +24,40 @@ class Arm(NamedTuple):
       num_steps: steps it runs.
       budget: what its stored images keep.
       expect: one line for the reader.
+      settings: of the attack, for the manifest.
     """
 
     attack: Attack
     num_steps: int
     budget: Budget
     expect: str
+    settings: dict[str, Any]
+
+
+def arm(
+    factory: Callable[..., Attack],
+    *parts: Any,
+    num_steps: int,
+    budget: Budget,
+    expect: str,
+    **options: Any,
+) -> Arm:
+    """The arm of `factory(*parts, **options)`; its settings are all options, defaults included.
+
+    Args:
+      factory: an attack of `jaxpoison.attacks`.
+      *parts: its positional arguments, such as the victim.
+      num_steps: steps to run.
+      budget: what the stored images keep.
+      expect: one line for the reader.
+      **options: its keyword arguments.
+    """
+    bound = inspect.signature(factory).bind(*parts, **options)
+    bound.apply_defaults()
+    settings = {"attack": factory.__name__} | {
+        k: v for k, v in bound.arguments.items() if v is None or isinstance(v, str | int | float)
+    }
+    return Arm(factory(*parts, **options), num_steps, budget, expect, settings)
 
 
 def main_job(
@@ -47,12 +77,13 @@ def main_job(
 ) -> dict[str, Any]:
     """Clean training set and all arms, `config.victims` fresh victims each; resumes on its own.
 
-    Every row of the training set may change; the goal set of the scenario is the training set, and
-    the test set is read by `judge` alone. All arms share victim seeds and the attack key.
+    `config.share` of the training rows may change; the goal set of the scenario is the training
+    set, and the test set is read by evaluation alone. All arms share rows, victim seeds and the
+    attack key.
 
     Args:
       experiment: name, the first level below `config.runs`.
-      config: the settings; `seed` and `victims` are read.
+      config: the settings; `seed`, `victims` and `share` are read.
       victim: network of victims and surrogate.
       recipe: how victims are trained.
       split: clean training set and test set.
@@ -72,7 +103,8 @@ def main_job(
         return done
     train, test = split
     num = len(train.label)
-    victim_key, surrogate_key, attack_key = jax.random.split(jax.random.key(config.seed), 3)
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+    victim_key, surrogate_key, attack_key, rows_key = keys
     aux = ()
     if surrogate is not None:
         state, _ = study.train(
@@ -83,7 +115,7 @@ def main_job(
             epochs=surrogate.epochs,
         )
         aux = state.variables
-    scenario = Scenario(train, train, jnp.arange(num, dtype=jnp.int32), aux)
+    scenario = Scenario(train, train, poison_rows(rows_key, train, share=config.share), aux)
     training = over.over_restarts(victim_training(victim, recipe, num), config.victims, chunk=chunk)
 
     def retrain(name, dataset, expect):
@@ -98,15 +130,16 @@ def main_job(
         )
 
     retrain("clean", train, clean)
-    for name, arm in arms.items():
+    for name, one in arms.items():
         stored = study.craft(
             name,
-            arm.attack,
+            one.attack,
             attack_key,
             scenario,
-            num_steps=arm.num_steps,
-            budget=arm.budget,
+            num_steps=one.num_steps,
+            budget=one.budget,
             source=source,
+            settings=one.settings,
         )
-        retrain(name, stored, arm.expect)
+        retrain(name, stored, one.expect)
     return study.finish(main=main, published=published or [])

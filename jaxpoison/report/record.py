@@ -62,11 +62,11 @@ def record(
 
 def arm(
     judgment: Judgment,
+    success_rate: Interval | None = None,
+    intended_probability: Interval | None = None,
     *,
     expect: str,
     poison: dict[str, Any] | None = None,
-    success_rate: Interval | None = None,
-    intended_probability: Interval | None = None,
 ) -> dict[str, Any]:
     """One training set's entry in `arms`.
 

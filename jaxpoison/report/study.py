@@ -36,7 +36,7 @@ from jaxpoison.types import (
     TrainState,
     Victim,
 )
-from jaxpoison.victims import judge, similarity
+from jaxpoison.victims import hits, judge, similarity
 
 __all__ = ["Study", "StudyConfig"]
 
@@ -57,10 +57,14 @@ class StudyConfig:
     """Of everything random, 0 to 4294967295; the same seed gives the same poison."""
     victims: int = 5
     """Fresh victims per training set (seeds of the interval)."""
+    share: float = 1.0
+    """Of the training rows that may change, above 0 up to 1; a seeded choice, the rest is clean."""
 
     def __post_init__(self):
         if self.victims < 1:
             raise InputError(f"victims = {self.victims}; it must be at least 1")
+        if not 0 < self.share <= 1:
+            raise InputError(f"share = {self.share}; allowed is above 0, up to 1")
         if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these
             raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
         if self.name in ("", "..") or pathlib.Path(self.name).name != self.name:
@@ -186,26 +190,7 @@ class Study:
                 wall_time_s=seconds.compile + seconds.steps,
             )
             self._note(f"write {arm}", time.perf_counter() - began)
-        began = time.perf_counter()
-        stored = poisoned.read(path)
-        report = poisoned.verify(path, scenario.train)
-        failed = [check for check in report.checks if check.passed is False]
-        if failed:
-            raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
-        close = similarity(scenario.train.image, stored.dataset.image)
-        self._poisons[arm] = {
-            "norm": budget.norm,
-            "eps": budget.eps,
-            "measured": report.manifest.measured["norm_max"],
-            "psnr": close.psnr,
-            "ssim": close.ssim,
-        }
-        if not self._images:
-            self._shown = np.asarray(scenario.index)[:SHOWN]
-            self._clean = np.asarray(scenario.train.image[self._shown])
-        self._images[arm] = np.asarray(stored.dataset.image[self._shown])
-        self._note(f"verify {arm}", time.perf_counter() - began)
-        return stored.dataset
+        return self._verified(arm, path, scenario, budget)
 
     def retrain(
         self,
@@ -217,6 +202,7 @@ class Study:
         *,
         epochs: int,
         expect: str,
+        targets: Dataset | None = None,
     ) -> None:
         """Train fresh victims on one training set and judge them.
 
@@ -228,6 +214,7 @@ class Study:
           split: the training set, and the clean test set.
           epochs: to train.
           expect: one line for the reader.
+          targets: of a targeted attack: target images with the labels the attacker wants.
         """
         state, info, seconds = loops.run_chunks(
             training,
@@ -239,7 +226,10 @@ class Study:
         )
         self._spend(f"victims {arm}", seconds)
         judgment = judge(victim, state, info, split.train, split.test)
-        self.arms[arm] = record.arm(judgment, expect=expect, poison=self._poisons.get(arm))
+        success = () if targets is None else hits(victim, state, targets)
+        self.arms[arm] = record.arm(
+            judgment, *success, expect=expect, poison=self._poisons.get(arm)
+        )
 
     def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
         """Draw, write result.json, print the table; returns the record.
@@ -265,6 +255,31 @@ class Study:
         tables.print_record(result, self.console)
         self._say(f"run folder: {self.folder}")
         return result
+
+    def _verified(
+        self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget
+    ) -> Dataset:
+        """The training set of a poison folder that keeps its promises; notes how close it is."""
+        began = time.perf_counter()
+        stored = poisoned.read(path)
+        report = poisoned.verify(path, scenario.train)
+        failed = [check for check in report.checks if check.passed is False]
+        if failed:
+            raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+        close = similarity(scenario.train.image, stored.dataset.image)
+        self._poisons[arm] = {
+            "norm": budget.norm,
+            "eps": budget.eps,
+            "measured": report.manifest.measured["norm_max"],
+            "psnr": close.psnr,
+            "ssim": close.ssim,
+        }
+        if not self._images:
+            self._shown = np.asarray(scenario.index)[:SHOWN]
+            self._clean = np.asarray(scenario.train.image[self._shown])
+        self._images[arm] = np.asarray(stored.dataset.image[self._shown])
+        self._note(f"verify {arm}", time.perf_counter() - began)
+        return stored.dataset
 
     def _claim(self) -> None:
         now, there = self.config.settings(), self._read("config.json", {})

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["percent", "print_record", "table"]
+__all__ = ["markdown", "percent", "print_record", "table"]
 
 
 def percent(value: dict[str, Any]) -> str:
@@ -32,6 +32,26 @@ def table(record: dict[str, Any]) -> Table:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
         result.add_row(Text(name), *cells, f"{_seconds(record, name):.1f}")
     return result
+
+
+def markdown(record: dict[str, Any]) -> list[str]:
+    """Rows for README's table, one per poisoned arm, from the record alone.
+
+    experiment | attack and budget | clean | random noise | poisoned | minutes | device
+    """
+    arms, device = record["arms"], record["device"]
+    cpu = device["platform"] == "cpu"
+    where = f"CPU, {device['host_cores']} cores" if cpu else f"{device['count']} x {device['kind']}"
+    controls = [percent(arms[name]["final_accuracy"]) for name in ("clean", "random-noise")]
+    minutes = f"{record['seconds']['total'] / 60:.1f} min"
+    rows = []
+    for name, entry in arms.items():
+        if name not in ("clean", "random-noise"):
+            budget = f"{entry['poison']['norm']} {entry['poison']['eps']:.3g}"
+            poisoned = percent(entry["final_accuracy"])
+            cells = [record["experiment"], f"{name}, {budget}", *controls, poisoned, minutes, where]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def print_record(record: dict[str, Any], console: Console | None = None) -> None:

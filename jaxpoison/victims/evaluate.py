@@ -20,6 +20,7 @@ __all__ = [
     "Similarity",
     "accuracy",
     "confusion",
+    "hits",
     "interval",
     "judge",
     "logits",
@@ -126,6 +127,20 @@ def targeted(
     return jnp.mean(jnp.argmax(scores, axis=1) == goal.label), jnp.mean(intended)
 
 
+def hits(victim: Victim, state: Any, targets: Dataset) -> tuple[Interval, Interval]:
+    """`targeted` for the victims of several seeds.
+
+    Args:
+      victim: the network.
+      state: TrainState with leading axis R.
+      targets: target images with the labels the attacker wants.
+
+    Returns: intervals over seeds of the success rate and of the intended probability.
+    """
+    rate, probability = _hits(victim, state.variables, targets)
+    return interval(np.asarray(rate, np.float64)), interval(np.asarray(probability, np.float64))
+
+
 def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) -> Judgment:
     """The victims of several seeds after training.
 
@@ -212,3 +227,8 @@ def _final(victim, variables, train, test):
         return counts, accuracy(victim, variables, train)
 
     return lax.map(one, variables)
+
+
+@jax.jit(static_argnums=0)
+def _hits(victim, variables, targets):
+    return lax.map(lambda one: targeted(victim, one, targets), variables)
