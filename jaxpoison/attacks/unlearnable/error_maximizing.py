@@ -5,7 +5,7 @@ max_{|delta_i| <= eps}  E_t CE(f(t(x_i + delta_i)), y_i)                 (untarg
 
 Threat model: training images may change within eps, labels stay; the surrogate f is trained on
 clean data beforehand. Differs from the released code: restarts (`over_restarts`, `best_of`) keep
-the best whole run, not the best run of each batch of 512.
+the best whole run, not the best run of each batch of 512; the start is already inside the box.
 """
 
 from typing import Literal
@@ -13,8 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.check import check_at_least, check_one_of, check_positive, check_rows
 from jaxpoison.hypergrad import alternating, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, Bilevel, InputError, Victim
@@ -27,10 +29,10 @@ STEP_PER_EPS = 0.05  # 0.4 / 255 at eps = 8 / 255, constant; 250 steps
 def error_maximizing(
     victim: Victim,
     *,
-    eps: float,
+    eps: float | Float[Array, ""],
     num_classes: int,
     goal: Literal["targeted", "untargeted"] = "targeted",
-    step_size: float | None = None,
+    step_size: float | Float[Array, ""] | None = None,
     augment=None,
     batch_size: int = 512,
 ) -> Attack:
@@ -50,15 +52,19 @@ def error_maximizing(
       batch_size: rows of one pass; changes memory only (and which augmentations are drawn).
 
     Returns: an Attack; `outer_loss` is the mean loss above, before the step.
-    Raises: InputError for a bad eps, num_classes < 2, or an unknown goal.
+    Raises: InputError for a bad value, named; at init if `scenario.aux` or `scenario.index` is
+      empty.
     Source: Fowl et al. 2021, section 3 and released code (crafting settings).
     """
-    if num_classes < 2:
-        raise InputError(f"num_classes = {num_classes}; it must be at least 2")
-    if goal not in ("targeted", "untargeted"):
-        raise InputError(f"goal = {goal!r}; allowed are 'targeted' and 'untargeted'")
-    space = per_sample(Budget("linf", eps), init="normal")
-    step_size = STEP_PER_EPS * eps if step_size is None else step_size
+    check_at_least(2, num_classes=num_classes)
+    check_at_least(1, batch_size=batch_size)
+    check_one_of(("targeted", "untargeted"), goal=goal)
+    budget = Budget("linf", eps)
+    space = per_sample(budget, init="normal")
+    if step_size is None:
+        step_size = STEP_PER_EPS * budget.eps
+    else:
+        check_positive(step_size=step_size)
 
     def loss(key, variables, image, label):
         image = image if augment is None else augment(key, image)
@@ -79,6 +85,9 @@ def _frozen(outer_loss) -> Bilevel:
 
     def surrogate(key, scenario):
         del key
+        check_rows(scenario)
+        if not jax.tree.leaves(scenario.aux):
+            raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
         return jax.tree.map(jnp.asarray, scenario.aux)
 
     def fixed(key, theta, phi, scenario):

@@ -3,23 +3,40 @@
 min_phi  mean_i  min_{|delta_i| <= eps}  CE(f_phi(x_i + delta_i), y_i)
 
 Threat model: training images may change within eps, labels stay; no trained model is needed.
-Differs from the released code: the full signed noise is applied (there the negative half is lost),
-noise and image box are projected jointly, so model steps see clipped images as the victim will.
+Differs from the released code: the full signed noise is applied (there the negative half is lost);
+noise and image box are projected jointly, so model steps see clipped images as the victim will; the
+fixed order of sample-wise surrogate batches goes on over the end of the set (there a short batch);
+class-wise surrogate batches are drawn with replacement (there shuffled epochs).
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxpoison import perturb, tree
-from jaxpoison.hypergrad import alternating, poisoned_training, rowwise_loss
+from jaxpoison.attacks.check import (
+    check_at_least,
+    check_fraction,
+    check_one_of,
+    check_positive,
+    check_rows,
+)
+from jaxpoison.hypergrad import poisoned_training, rowwise_loss
 from jaxpoison.perturb import Budget, class_wise, per_sample, project_ball
-from jaxpoison.types import Attack, InputError, Scenario, TrainState, Victim, as_float
+from jaxpoison.types import (
+    Attack,
+    Learner,
+    Perturbation,
+    TrainState,
+    Victim,
+    as_float,
+)
 from jaxpoison.victims import learner
 
 __all__ = ["error_minimizing"]
@@ -38,7 +55,8 @@ class RoundInfo(NamedTuple):
     """Diagnostics of one round.
 
     Attributes:
-      outer_loss: mean CE on the poisoned rows before the last update of the noise.
+      outer_loss: mean CE on the visited rows before the last update of the noise; class-wise, each
+        batch counts before its own update.
       grad_norm: L2 norm of its gradient with respect to the noise.
       finite: whether both are finite.
       error: share of poisoned rows the surrogate gets wrong after the round; it stops the rounds.
@@ -53,12 +71,12 @@ class RoundInfo(NamedTuple):
 def error_minimizing(
     victim: Victim,
     *,
-    eps: float,
+    eps: float | Float[Array, ""],
     num_classes: int,
     noise: Literal["sample", "class"] = "sample",
     train_steps: int = 10,
     sweep_steps: int = 20,
-    step_size: float | None = None,
+    step_size: float | Float[Array, ""] | None = None,
     stop_error: float = 0.01,
     portion: float = 0.2,
     tx: optax.GradientTransformation | None = None,
@@ -89,64 +107,132 @@ def error_minimizing(
     Raises: InputError for a bad value, named.
     Source: Huang et al. 2021, section 3 and released code (CIFAR-10 settings).
     """
-    for name, value, low in (
-        ("train_steps", train_steps, 1),
-        ("sweep_steps", sweep_steps, 1),
-        ("batch_size", batch_size, 1),
-    ):
-        if value < low:
-            raise InputError(f"{name} = {value}; it must be at least {low}")
-    if noise not in ("sample", "class"):
-        raise InputError(f"noise = {noise!r}; allowed are 'sample' and 'class'")
-    if not 0 < portion <= 1:
-        raise InputError(f"portion = {portion}; allowed is above 0, up to 1")
+    check_at_least(1, train_steps=train_steps, sweep_steps=sweep_steps, batch_size=batch_size)
+    check_at_least(2, num_classes=num_classes)
+    check_one_of(("sample", "class"), noise=noise)
+    check_positive(portion=portion)
+    check_fraction(portion=portion, stop_error=stop_error)
     budget = Budget("linf", eps)
-    step_size = eps / 10 if step_size is None else step_size
-    sample_wise = noise == "sample"
-    space = per_sample(budget) if sample_wise else class_wise(budget, num_classes)
+    if step_size is None:
+        step_size = budget.eps / 10
+    else:
+        check_positive(step_size=step_size)
     model = learner(victim, _surrogate_rule() if tx is None else tx)
+    if noise == "sample":
+        kind = _sample_wise(model, budget, step_size, sweep_steps, batch_size)
+    else:
+        kind = _class_wise(model, budget, step_size, num_classes, portion, batch_size)
+    return _rounds(model, kind, train_steps, stop_error, batch_size)
 
-    def row_loss(key, phi, image, label):
-        del key
-        logits, _ = victim.apply(phi.variables, image, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
-    outer_loss = rowwise_loss(row_loss, space, batch_size=batch_size)
-    problem = poisoned_training(model, space, batch_size=batch_size, outer_loss=outer_loss)
-    held = alternating(problem, inner_steps=0)
+class _Noise(NamedTuple):
+    """What tells sample-wise from class-wise noise.
+
+    Attributes:
+      space: per image or per class.
+      loss: (key, theta, phi, scenario) -> mean CE on the rows that may change.
+      visit: (key, scenario) -> rows that the sweep and the stop test of one round visit.
+      train: (key, theta, (phi, cursor), scenario) -> (phi, cursor) after one surrogate update.
+      sweep: (key, theta, phi, scenario, rows) -> (theta, loss, gradient norm).
+    """
+
+    space: Perturbation
+    loss: Callable[..., Array]
+    visit: Callable[..., Array]
+    train: Callable[..., tuple[TrainState, Array]]
+    sweep: Callable[..., tuple[Array, Array, Array]]
+
+
+def _rounds(
+    model: Learner, kind: _Noise, train_steps: int, stop_error: float, batch_size: int
+) -> Attack:
+    """Train the surrogate, sweep the noise, test whether to stop."""
 
     def init(key, scenario):
+        check_rows(scenario)
         theta_key, phi_key = jax.random.split(key)
-        theta = space.init(theta_key, scenario)
+        theta = kind.space.init(theta_key, scenario)
         return State(theta, model.init(phi_key), jnp.int32(0), jnp.array(False))
 
-    def train(key, state, scenario):
+    def one_round(train_key, sweep_key, state, scenario, rows):
+        def update(k, learned):
+            return kind.train(jax.random.fold_in(train_key, k), state.theta, learned, scenario)
+
+        phi, cursor = lax.fori_loop(0, train_steps, update, (state.phi, state.cursor))
+        theta, loss, size = kind.sweep(sweep_key, state.theta, phi, scenario, rows)
+        return theta, phi, cursor, loss, size
+
+    def rest(key, state, scenario, rows):
+        del rows
+        loss = kind.loss(key, state.theta, state.phi, scenario)
+        return state.theta, state.phi, state.cursor, loss, jnp.zeros_like(loss)
+
+    def step(key, state, scenario):
+        train_key, sweep_key, rows_key = jax.random.split(key, 3)
+        rows = kind.visit(rows_key, scenario)
+        theta, phi, cursor, loss, size = lax.cond(
+            state.done,
+            lambda: rest(sweep_key, state, scenario, rows),
+            lambda: one_round(train_key, sweep_key, state, scenario, rows),
+        )
+        error = _error(model.victim, kind.space, phi, theta, scenario, rows, batch_size)
+        done = state.done | (error <= stop_error)
+        finite = jnp.isfinite(loss) & jnp.isfinite(size)
+        return State(theta, phi, cursor, done), RoundInfo(loss, size, finite, error)
+
+    def poison(state, scenario):
+        return perturb.poison(kind.space, state.theta, scenario)
+
+    return Attack(init, step, poison)
+
+
+def _sample_wise(model, budget, step_size, sweep_steps, batch_size) -> _Noise:
+    """Batches in the stored order; a sweep is `sweep_steps` sign steps on every image."""
+    space = per_sample(budget)
+    mean_loss = rowwise_loss(_row_loss(model.victim), space, batch_size=batch_size)
+
+    def visit(key, scenario):
+        del key
+        return scenario.index
+
+    def train(key, theta, learned, scenario):
+        phi, cursor = learned
         num = scenario.train.label.shape[0]
+        rows = (cursor + jnp.arange(min(batch_size, num))) % num  # the order never changes
+        batch = space.apply(theta, scenario, rows)
+        return model.step(key, phi, batch)[0], (cursor + batch_size) % num
 
-        def update(k, carry):
-            phi, cursor = carry
-            step_key = jax.random.fold_in(key, k)
-            if not sample_wise:
-                return problem.inner_step(step_key, state.theta, phi, scenario)[0], cursor
-            rows = (cursor + jnp.arange(min(batch_size, num))) % num  # the order never changes
-            batch = space.apply(state.theta, scenario, rows)
-            return model.step(step_key, phi, batch)[0], (cursor + batch_size) % num
-
-        return lax.fori_loop(0, train_steps, update, (state.phi, state.cursor))
-
-    def sample_sweep(key, theta, phi, scenario, index):
-        del index
+    def sweep(key, theta, phi, scenario, rows):
+        del rows
 
         def update(_, carry):
             theta = carry[0]
-            gradient, _, loss = held.estimate(key, theta, phi, scenario)
+            loss, gradient = jax.value_and_grad(mean_loss, argnums=1)(key, theta, phi, scenario)
             stepped = theta - step_size * jnp.sign(gradient)
             return space.project(stepped, scenario), loss, tree.norm(gradient)
 
         zero = jnp.zeros((), jnp.float32)
         return lax.fori_loop(0, sweep_steps, update, (theta, zero, zero))
 
-    def class_sweep(key, theta, phi, scenario, index):
+    return _Noise(space, mean_loss, visit, train, sweep)
+
+
+def _class_wise(model, budget, step_size, num_classes, portion, batch_size) -> _Noise:
+    """Random batches; a sweep is one sign step per batch, averaged over each class in it."""
+    space = class_wise(budget, num_classes)
+    row_loss = _row_loss(model.victim)
+    mean_loss = rowwise_loss(row_loss, space, batch_size=batch_size)
+    problem = poisoned_training(model, space, batch_size=batch_size, outer_loss=mean_loss)
+
+    def visit(key, scenario):
+        count = max(1, math.ceil(portion * scenario.index.shape[0]))
+        return jax.random.permutation(key, scenario.index)[:count]
+
+    def train(key, theta, learned, scenario):
+        phi, cursor = learned
+        return problem.inner_step(key, theta, phi, scenario)[0], cursor
+
+    def sweep(key, theta, phi, scenario, rows):
         def update(theta, batch):
             rows, weight = batch
             clean, label = as_float(scenario.train.image[rows]), scenario.train.label[rows]
@@ -157,46 +243,37 @@ def error_minimizing(
 
             loss, gradient = jax.value_and_grad(total)(image)
             stepped = project_ball(image - step_size * jnp.sign(gradient) - clean, budget)
-            member = jax.nn.one_hot(label, num_classes, dtype=jnp.float32) * weight[:, None]
-            count = jnp.sum(member, axis=0)[:, None, None, None]
-            mean = jnp.einsum("bl,bhwc->lhwc", member, stepped) / jnp.maximum(count, 1)
-            theta = project_ball(jnp.where(count > 0, mean, theta), budget)
+            theta = project_ball(_class_means(stepped, label, weight, theta), budget)
             return theta, (loss, tree.norm(gradient), jnp.sum(weight))
 
-        theta, (loss, size, seen) = lax.scan(update, theta, tree.batches(index, batch_size))
+        theta, (loss, size, seen) = lax.scan(update, theta, tree.batches(rows, batch_size))
         return theta, jnp.sum(loss) / jnp.sum(seen), jnp.mean(size)
 
-    sweep = sample_sweep if sample_wise else class_sweep
+    return _Noise(space, mean_loss, visit, train, sweep)
 
-    def visited(key, scenario):
-        if sample_wise:
-            return scenario.index
-        count = max(1, math.ceil(portion * scenario.index.shape[0]))
-        return jax.random.permutation(key, scenario.index)[:count]
 
-    def step(key, state, scenario):
-        train_key, sweep_key, rows_key = jax.random.split(key, 3)
-        index = visited(rows_key, scenario)
+def _class_means(
+    delta: Float[Array, "b h w c"],
+    label: Int[Array, " b"],
+    weight: Float[Array, " b"],
+    otherwise: Float[Array, "l h w c"],
+) -> Float[Array, "l h w c"]:
+    """The weighted mean of each class's rows; a class without rows keeps its `otherwise`."""
+    member = jax.nn.one_hot(label, otherwise.shape[0], dtype=jnp.float32) * weight[:, None]
+    count = jnp.sum(member, axis=0)[:, None, None, None]
+    total = jnp.einsum("bl,bhwc->lhwc", member, delta, precision=lax.Precision.HIGHEST)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), otherwise)
 
-        def one_round(state):
-            phi, cursor = train(train_key, state, scenario)
-            theta, loss, size = sweep(sweep_key, state.theta, phi, scenario, index)
-            return theta, phi, cursor, loss, size
 
-        def rest(state):
-            loss = outer_loss(sweep_key, state.theta, state.phi, scenario)
-            return state.theta, state.phi, state.cursor, loss, jnp.zeros_like(loss)
+def _row_loss(victim: Victim) -> Callable[..., Float[Array, " b"]]:
+    """CE of every row, in eval mode."""
 
-        theta, phi, cursor, loss, size = lax.cond(state.done, rest, one_round, state)
-        error = _error(victim, space, phi, theta, scenario, index, batch_size)
-        done = state.done | (error <= stop_error)
-        finite = jnp.isfinite(loss) & jnp.isfinite(size)
-        return State(theta, phi, cursor, done), RoundInfo(loss, size, finite, error)
+    def row_loss(key, phi, image, label):
+        del key
+        logits, _ = victim.apply(phi.variables, image, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
-    def poison(state, scenario):
-        return perturb.poison(space, state.theta, scenario)
-
-    return Attack(init, step, poison)
+    return row_loss
 
 
 def _surrogate_rule() -> optax.GradientTransformation:
@@ -205,15 +282,7 @@ def _surrogate_rule() -> optax.GradientTransformation:
     )
 
 
-def _error(
-    victim: Victim,
-    space: Any,
-    phi: TrainState,
-    theta: Array,
-    scenario: Scenario,
-    index: Array,
-    batch_size: int,
-) -> Float[Array, ""]:
+def _error(victim, space, phi, theta, scenario, index, batch_size) -> Float[Array, ""]:
     """Share of the poisoned rows `index` that the surrogate gets wrong, in eval mode."""
 
     def wrong(batch):

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.check import check_at_least
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Key, as_float
 
@@ -21,7 +22,7 @@ __all__ = ["lsp", "lsp_noise"]
 CLASS_SEP = 10.0  # half the side of the hypercube whose vertices are the class centers
 
 
-def lsp(*, eps: float = 1.0, num_classes: int, patch: int = 8) -> Attack:
+def lsp(*, eps: float | Float[Array, ""] = 1.0, num_classes: int, patch: int = 8) -> Attack:
     """Poisons whose noise alone is linearly separable by class.
 
     Args:
@@ -36,10 +37,8 @@ def lsp(*, eps: float = 1.0, num_classes: int, patch: int = 8) -> Attack:
     Source: Yu et al. 2022 and released code.
     """
     budget = Budget("l2", eps)
-    if num_classes < 2:
-        raise InputError(f"num_classes = {num_classes}; it must be at least 2")
-    if patch < 1:
-        raise InputError(f"patch = {patch}; it must be at least 1")
+    check_at_least(2, num_classes=num_classes)
+    check_at_least(1, patch=patch)
     space = per_sample(budget)
 
     def init(key, scenario):
@@ -101,18 +100,21 @@ def lsp_noise(
 
 
 def _vertices(key, num: int, size: int) -> Float[Array, "l m"]:
-    """`num` different vertices of {-CLASS_SEP, CLASS_SEP}^size."""
+    """`num` different vertices of {-CLASS_SEP, CLASS_SEP}^size: those that repeat are redrawn.
+
+    The final draw is uniform over all choices, since no step tells one vertex from another.
+    """
 
     def draw(attempt):
         return jax.random.bernoulli(jax.random.fold_in(key, attempt), shape=(num, size))
 
-    def repeated(carry):
-        _, bits = carry
+    def repeats(bits):  # an earlier row is the same
         same = jnp.all(bits[:, None] == bits[None], axis=-1)
-        return jnp.any(jnp.triu(same, 1))
+        return jnp.any(jnp.tril(same, -1), axis=1)
 
     def again(carry):
-        return carry[0] + 1, draw(carry[0] + 1)
+        attempt, bits = carry
+        return attempt + 1, jnp.where(repeats(bits)[:, None], draw(attempt), bits)
 
-    _, bits = lax.while_loop(repeated, again, (0, draw(0)))
+    _, bits = lax.while_loop(lambda carry: jnp.any(repeats(carry[1])), again, (1, draw(0)))
     return jnp.where(bits, CLASS_SEP, -CLASS_SEP)

@@ -10,13 +10,16 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.check import check_at_least, check_one_of
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, as_float
 
 __all__ = ["one_pixel", "shortcut_scores"]
+
+FLOOR = 1e-6  # standard deviation of a pixel that does not vary, below what stored images can show
 
 
 def one_pixel(
@@ -28,7 +31,7 @@ def one_pixel(
     With num_pixels = n each class takes its n best candidates at different pixels.
 
     Args:
-      num_classes: L; at most H W 2^C / n.
+      num_classes: L; about H W 2^C / n at most.
       num_pixels: n, the L0 budget.
       objective: "code": mean / standard deviation over images and channels jointly (what made the
         published poisons); "paper": mean / variance of the deviation summed over channels.
@@ -37,52 +40,67 @@ def one_pixel(
     Raises: InputError for a bad value; at init if there are too few candidates.
     Source: Wu et al. 2023, algorithm 1, and released code.
     """
-    budget = Budget("l0", num_pixels)
-    if num_classes < 2:
-        raise InputError(f"num_classes = {num_classes}; it must be at least 2")
-    if num_pixels < 1:
-        raise InputError(f"num_pixels = {num_pixels}; it must be at least 1")
-    if objective not in ("code", "paper"):
-        raise InputError(f"objective = {objective!r}; allowed are 'code' and 'paper'")
-    space = per_sample(budget)
+    check_at_least(2, num_classes=num_classes)
+    check_at_least(1, num_pixels=num_pixels)
+    check_one_of(("code", "paper"), objective=objective)
+    space = per_sample(Budget("l0", num_pixels))
 
     def init(key, scenario):
         del key
         clean = as_float(scenario.train.image[scenario.index])
         label = scenario.train.label[scenario.index]
-        height, width, channels = clean.shape[1:]
-        color = jnp.asarray(_colors(channels))
-        pixels = height * width
-        if num_classes * num_pixels > pixels * len(color) or num_pixels > pixels:
-            raise InputError(
-                f"{num_classes} classes x {num_pixels} pixels exceed the {pixels * len(color)} "
-                f"candidates of {height} x {width} x {channels} images"
-            )
-
-        def choose(taken, c):
-            member = (label == c).astype(jnp.float32)
-            score = shortcut_scores(clean, member, objective=objective)
-            score = score.reshape(pixels, len(color))
-
-            def pick(carry, _):
-                taken, used = carry
-                free = ~taken & ~used[:, None]
-                best = jnp.argmax(jnp.where(free, score, -1.0))
-                place, shade = best // len(color), best % len(color)
-                return (taken.at[place, shade].set(True), used.at[place].set(True)), (place, shade)
-
-            start = (taken, jnp.zeros(pixels, bool))
-            (taken, _), chosen = lax.scan(pick, start, None, length=num_pixels)
-            return taken, chosen
-
-        taken = jnp.zeros((pixels, len(color)), bool)
-        _, (place, shade) = lax.scan(choose, taken, jnp.arange(num_classes))
+        _check_candidates(clean.shape[1:], num_classes, num_pixels)
+        place, shade = _choices(clean, label, num_classes, num_pixels, objective)
+        color = jnp.asarray(_colors(clean.shape[-1]))
         rows = jnp.arange(label.shape[0])[:, None]
-        flat = clean.reshape(-1, pixels, channels)
+        flat = clean.reshape(clean.shape[0], -1, clean.shape[-1])
         painted = flat.at[rows, place[label]].set(color[shade[label]])
         return (painted - flat).reshape(clean.shape)
 
     return closed_form(space._replace(init=init))
+
+
+def _check_candidates(image_shape: tuple[int, ...], num_classes: int, num_pixels: int) -> None:
+    """The last class must find n pixels with a free color (a sharp bound for n = 1).
+
+    A pixel is full once 2^C classes took it, so at most (L - 1) n / 2^C are when the last chooses.
+    """
+    height, width, channels = image_shape
+    full = (num_classes - 1) * num_pixels // 2**channels if num_classes > 2**channels else 0
+    if height * width - full < num_pixels:
+        raise InputError(
+            f"{num_classes} classes x {num_pixels} pixels are too many for the "
+            f"{height * width} x {2**channels} candidates of {height} x {width} x {channels} images"
+        )
+
+
+def _choices(
+    clean: Float[Array, "n h w c"],
+    label: Int[Array, " n"],
+    num_classes: int,
+    num_pixels: int,
+    objective: Literal["code", "paper"],
+) -> tuple[Int[Array, "l k"], Int[Array, "l k"]]:
+    """Pixel (row by row) and color number of the `num_pixels` choices of each class."""
+    _, height, width, channels = clean.shape
+    pixels, colors = height * width, 2**channels
+
+    def of_class(taken, c):
+        member = (label == c).astype(jnp.float32)
+        score = shortcut_scores(clean, member, objective=objective).reshape(pixels, colors)
+
+        def pick(carry, _):
+            taken, used = carry
+            free = ~taken & ~used[:, None]
+            best = jnp.argmax(jnp.where(free, score, -1.0))
+            place, shade = best // colors, best % colors
+            return (taken.at[place, shade].set(True), used.at[place].set(True)), (place, shade)
+
+        start = (taken, jnp.zeros(pixels, bool))
+        (taken, _), chosen = lax.scan(pick, start, None, length=num_pixels)
+        return taken, chosen
+
+    return lax.scan(of_class, jnp.zeros((pixels, colors), bool), jnp.arange(num_classes))[1]
 
 
 def shortcut_scores(
@@ -107,19 +125,24 @@ def shortcut_scores(
     count = jnp.maximum(jnp.sum(member), 1.0)
     white = jnp.asarray(_colors(image.shape[-1]))  # [V, C]
     sign = 1 - 2 * white
-    first = jnp.einsum("n,nhwc->hwc", member, image) / count
+    first = _sum("n,nhwc->hwc", member, image) / count
     deviation = white[None, None] + sign[None, None] * first[:, :, None, :]  # E|x - v|
     centered = image - first[None]
-    covariance = jnp.einsum("n,nhwa,nhwb->hwab", member, centered, centered) / count
+    covariance = _sum("n,nhwa,nhwb->hwab", member, centered, centered) / count
     if objective == "paper":
         mean = jnp.sum(deviation, axis=-1)
-        spread = jnp.einsum("va,hwab,vb->hwv", sign, covariance, sign)
+        spread = jnp.maximum(_sum("va,hwab,vb->hwv", sign, covariance, sign), FLOOR**2)
     else:
         mean = jnp.mean(deviation, axis=-1)
         within = jnp.mean(jnp.diagonal(covariance, axis1=2, axis2=3), axis=-1)
         between = jnp.mean((deviation - mean[..., None]) ** 2, axis=-1)
-        spread = jnp.sqrt(within[:, :, None] + between)
-    return jnp.where(jnp.sum(member) > 0, mean / jnp.maximum(spread, 1e-6), 0.0)
+        spread = jnp.maximum(jnp.sqrt(within[:, :, None] + between), FLOOR)
+    return jnp.where(jnp.sum(member) > 0, mean / spread, 0.0)
+
+
+def _sum(subscripts: str, *factors: Array) -> Array:
+    """An einsum in full float32 on every device: scores decide by small differences."""
+    return jnp.einsum(subscripts, *factors, precision=lax.Precision.HIGHEST)
 
 
 def _colors(channels: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Random noise at the full budget: the control that every attack is compared with.
 
 linf: delta = eps (+-1);  l2: delta = eps g / ||g||, g ~ N(0, I);  l0: random pixels, U[-1, 1].
-Not an attack of a paper; no model is needed.
+The image box then cuts it, as it cuts an attack. Not of a paper; no model is needed.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxpoison.attacks.bilevel import closed_form
 from jaxpoison.perturb import Budget, per_sample, uniform
@@ -14,7 +15,7 @@ from jaxpoison.types import Attack
 __all__ = ["random_noise"]
 
 
-def random_noise(*, eps: float, norm: str = "linf") -> Attack:
+def random_noise(*, eps: float | Float[Array, ""], norm: str = "linf") -> Attack:
     """Noise without intent, as large as the budget allows.
 
     Args:
