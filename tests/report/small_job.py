@@ -13,7 +13,7 @@ import jax
 
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops
-from jaxpoison.report import Arm, StudyConfig, main_job, published
+from jaxpoison.report import StudyConfig, arm, main_job, published
 from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import recipes
 
@@ -27,17 +27,23 @@ def split():
     return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
 
 
-def run(runs, **options):
-    """The record of clean data and random noise, two victims each, after a surrogate."""
-    budget = jp.perturb.Budget("linf", EPS)
+def run(runs):
+    """The record of clean data and noise on half of it, two victims each, after a surrogate."""
+    noise = arm(
+        jp.attacks.random_noise,
+        eps=EPS,
+        num_steps=1,
+        budget=jp.perturb.Budget("linf", EPS),
+        expect="as [clean]",
+    )
     return main_job(
         "small",
-        StudyConfig(runs=pathlib.Path(runs), victims=2, **options),
+        StudyConfig(runs=pathlib.Path(runs), victims=2, share=0.5),
         victim=jp.models.mlp(SHAPE, CLASSES, hidden=(6,)),
         recipe=recipes.small(epochs=EPOCHS, batch_size=16),
         split=split(),
         source={"name": "blobs"},
-        arms={"random-noise": Arm(jp.attacks.random_noise(eps=EPS), 1, budget, "as [clean]")},
+        arms={"random-noise": noise},
         main="random-noise",
         surrogate=recipes.small(epochs=1, batch_size=16),
         published=[published("clean", 0.5, "nobody, table 1")],

@@ -16,7 +16,7 @@ from rich.console import Console
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops
 from jaxpoison.report import Study, StudyConfig, figures, tables
-from jaxpoison.types import InputError, Scenario
+from jaxpoison.types import Dataset, InputError, Scenario
 from tests.report import small_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -93,7 +93,8 @@ def test_the_record_has_its_shape_and_is_strict_json(finished):
     stored = json.loads((folder / "result.json").read_text(), parse_constant=no_constants)
     assert stored == record
     check_record(record, seeds=2)
-    assert record["config"] == {"seed": 0, "victims": 2}
+    assert record["config"] == StudyConfig(victims=2, share=0.5).settings()
+    assert not {"name", "runs", "overwrite"} & set(record["config"])
     assert list(record["arms"]) == ["clean", "random-noise"]
     assert record["arms"]["clean"]["poison"] is None
     assert record["arms"]["random-noise"]["poison"] == record["poison"]
@@ -112,7 +113,12 @@ def test_the_run_folder_holds_what_the_module_says(finished):
     for part in ("craft/surrogate", "craft/random-noise", "victims/clean", "victims/random-noise"):
         lines = (folder / part / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == (4 if part.startswith("victims") else 1)
-    assert jp.data.poisoned.verify(folder / "poison" / "random-noise", small_job.split().train)
+    report = jp.data.poisoned.verify(folder / "poison" / "random-noise", small_job.split().train)
+    assert report.passed
+    assert report.manifest.num_changed == 24  # half of the rows
+    settings = report.manifest.settings
+    assert settings["attack"] == "random_noise" and settings["norm"] == "linf"
+    assert settings["eps"] == small_job.EPS and settings["num_steps"] == 1
     for picture in ("grid.png", "curves.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -129,7 +135,7 @@ def test_a_finished_run_is_printed_and_not_computed_again(finished, monkeypatch,
 
 def test_overwrite_starts_again(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    config = StudyConfig(runs=tmp_path, victims=2, overwrite=True)
+    config = StudyConfig(runs=tmp_path, victims=2, share=0.5, overwrite=True)
     study = Study("small", config)
     assert study.finished() is None
     assert set(files(tmp_path)) == {pathlib.Path("small/default/config.json")}
@@ -195,10 +201,34 @@ def test_only_rows_that_may_change_are_drawn(tmp_path, monkeypatch):
     assert changed.tolist() == [3, 40]
 
 
+def test_targets_are_judged_victim_by_victim(tmp_path):
+    data, net = small_job.split(), jp.models.logistic_regression(small_job.SHAPE, small_job.CLASSES)
+    how = jp.victims.recipes.small(epochs=1, batch_size=16)
+    seeds = jp.over_restarts(jp.victims.victim_training(net, how, 48), 3)
+    study = Study("some", StudyConfig(runs=tmp_path, victims=3), console=Console(quiet=True))
+    key = jax.random.key(0)
+    wanted = Dataset(data.test.image[:5], (data.test.label[:5] + 1) % small_job.CLASSES)
+    study.retrain("clean", net, seeds, key, data, epochs=1, expect="-", targets=wanted)
+    check_arm(study.arms["clean"], seeds=3)
+    state, _, _ = loops.run_chunks(seeds, key, data, num_steps=1)
+    kernel, bias = (np.asarray(state.params["Dense_0"][k]) for k in ("kernel", "bias"))
+    x = np.asarray(wanted.image).reshape(1, 5, -1) / 255
+    z = x @ kernel + bias[:, None]
+    p = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)
+    label = np.asarray(wanted.label)
+    rate = np.mean(z.argmax(axis=2) == label, axis=1)
+    arm = study.arms["clean"]
+    np.testing.assert_allclose(arm["success_rate"]["values"], rate, rtol=1e-6)
+    intended = p[:, np.arange(5), label].mean(axis=1)
+    np.testing.assert_allclose(arm["intended_probability"]["values"], intended, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"victims": 0}, "victims = 0; it must be at least 1"),
+        ({"share": 0.0}, "share = 0.0; allowed is above 0, up to 1"),
+        ({"share": 1.5}, "share = 1.5; allowed is above 0, up to 1"),
         ({"seed": -1}, "seed = -1; it must be from 0 to 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296; it must be from 0 to 4294967295"),
         ({"name": ""}, "name = ''; a plain folder name is needed"),
@@ -217,13 +247,13 @@ def test_other_settings_are_refused_and_nothing_is_touched(finished):
     runs, _ = finished
     before = files(runs)
     with pytest.raises(InputError) as error:
-        Study("small", StudyConfig(runs=runs, victims=2, seed=1))
+        Study("small", StudyConfig(runs=runs, victims=2, share=0.5, seed=1))
     assert str(error.value) == (
         f"run folder {runs / 'small' / 'default'} was made with seed = 0, now it is 1; choose "
         "another --name, or --overwrite"
     )
     assert files(runs) == before
-    Study("small", StudyConfig(runs=runs, victims=2, seed=1, name="other"))
+    Study("small", StudyConfig(runs=runs, victims=2, share=0.5, seed=1, name="other"))
     shutil.rmtree(runs / "small" / "other")
 
 

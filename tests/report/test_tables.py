@@ -13,8 +13,8 @@ def judgment(*values):
     return Judgment(rates, rates, rates, [0.5, None], [[1, 1], [0, 0]], [0.25, 0.5])
 
 
-def text_of(arms, numbers=(), seconds=None):
-    value = record.record(
+def record_of(arms, numbers=(), seconds=None):
+    return record.record(
         "small",
         {"seed": 0},
         seconds={"compile": 1.26, "total": 9.6} | (seconds or {}),
@@ -22,8 +22,11 @@ def text_of(arms, numbers=(), seconds=None):
         poison=None,
         published=list(numbers),
     )
+
+
+def text_of(*args):
     out = io.StringIO()
-    tables.print_record(value, Console(file=out, width=120))
+    tables.print_record(record_of(*args), Console(file=out, width=120))
     return out.getvalue()
 
 
@@ -72,6 +75,23 @@ def test_targeted_arms_get_a_column():
     assert targeted["success_rate"]["values"] == [1.0, 0.5]
     assert targeted["intended_probability"]["mean"] == pytest.approx(0.65)
     assert targeted["poison"] is None and targeted["final_accuracy"]["values"] == [0.9, 0.8]
+
+
+def test_markdown_has_a_row_per_attack():
+    poison = {"norm": "linf", "eps": 8 / 255, "measured": 8 / 255, "psnr": 30.0, "ssim": 0.9}
+    value = record_of(
+        {
+            "clean": record.arm(judgment(0.9), expect="-"),
+            "random-noise": record.arm(judgment(0.8), expect="-", poison=poison),
+            "tap": record.arm(judgment(0.1), expect="-", poison=poison),
+        }
+    )
+    value["device"] = {"platform": "gpu", "kind": "H", "count": 2, "host": "x", "host_cores": 4}
+    assert tables.markdown(value) == [
+        "| small | tap, linf 0.0314 | 90.0 | 80.0 | 10.0 | 0.2 min | 2 x H |"
+    ]
+    value["device"] |= {"platform": "cpu"}
+    assert tables.markdown(value)[0].endswith("| CPU, 4 cores |")
 
 
 def test_names_in_brackets_are_not_styles():

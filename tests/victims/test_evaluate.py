@@ -33,7 +33,7 @@ def scores(variables, image):
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 500])
 def test_filled_up_batches_give_what_one_batch_gives(batch_size):
     net, data = smooth_victim(), dataset()
-    variables = net.init(KEY)
+    variables = jax.jit(net.init)(KEY)
     expected = scores(variables, data.image)
     got = victims.logits(net, variables, data.image, batch_size=batch_size)
     np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -43,7 +43,7 @@ def test_filled_up_batches_give_what_one_batch_gives(batch_size):
 
 def test_running_statistics_are_read():
     net = jp.models.mlp(SHAPE, CLASSES, hidden=(4,))
-    variables = net.init(KEY)
+    variables = jax.jit(net.init)(KEY)
     moved = Variables(variables.params, jax.tree.map(lambda s: s + 0.5, variables.stats))
     data = dataset()
     alone = victims.logits(net, moved, data.image, batch_size=1)
@@ -62,7 +62,7 @@ def test_confusion_equals_sklearn():
 
 def test_targeted_success_and_intended_probability():
     net, goal = smooth_victim(), dataset(9)
-    variables = net.init(KEY)
+    variables = jax.jit(net.init)(KEY)
     z = scores(variables, goal.image)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     rate, intended = victims.targeted(net, variables, goal)
@@ -73,7 +73,7 @@ def test_targeted_success_and_intended_probability():
 def test_judge_counts_every_seed():
     net, train = smooth_victim(), dataset(20)
     test = Dataset(dataset(30).image, jnp.minimum(dataset(30).label, 1))  # no row of class 2
-    seeds = [net.init(jax.random.key(r)) for r in range(3)]
+    seeds = [jax.jit(net.init)(jax.random.key(r)) for r in range(3)]
     state = jp.types.TrainState(
         jax.tree.map(lambda *x: jnp.stack(x), *[s.params for s in seeds]), {}, ()
     )

@@ -37,12 +37,13 @@ def by_hand(params, batch):
 @pytest.mark.parametrize("weight", [None, [1, 1, 1, 1, 1, 0], [0.5, 2, 0, 1, 3, 0.25]])
 def test_a_step_equals_numpy(x64, weight):
     learner = victims.learner(smooth_victim(), optax.sgd(0.3, momentum=0.9))
-    first, data = learner.init(KEY), batch(weight=weight)
+    first, data = jax.jit(learner.init)(KEY), batch(weight=weight)
+    step = jax.jit(learner.step)
     phi, velocity = first, {"w": 0.0, "v": 0.0}
     params = jax.tree.map(np.asarray, first.params)
     for _ in range(3):
         loss, gradient, accuracy = by_hand(params, data)
-        phi, info = learner.step(KEY, phi, data)
+        phi, info = step(KEY, phi, data)
         np.testing.assert_allclose(info.outer_loss, loss, rtol=1e-10)
         size = np.sqrt(sum(np.sum(g**2) for g in gradient.values()))
         np.testing.assert_allclose(info.grad_norm, size, rtol=1e-10)
@@ -56,15 +57,14 @@ def test_a_step_equals_numpy(x64, weight):
 
 def test_rows_of_weight_zero_move_nothing(strict_dtypes):
     learner = victims.learner(smooth_victim(), optax.sgd(0.3))
-    phi = learner.init(KEY)
+    phi, step = jax.jit(learner.init)(KEY), jax.jit(learner.step)
     kept = batch(6, dtype=jnp.float32)
     with_filling = jax.tree.map(lambda x: jnp.concatenate([x, x[:3]]), kept)
     with_filling = with_filling._replace(weight=jnp.array([1.0] * 6 + [0.0] * 3))
     other = with_filling._replace(
         image=with_filling.image.at[6:].set(0.123), label=with_filling.label.at[6:].add(1) % 3
     )
-    expected, expected_info = learner.step(KEY, phi, kept)
-    step = jax.jit(learner.step)
+    expected, expected_info = step(KEY, phi, kept)
     state, info = step(KEY, phi, with_filling)
     np.testing.assert_array_equal(state.params["w"], step(KEY, phi, other)[0].params["w"])
     for got, want in zip(info, expected_info, strict=True):
@@ -75,8 +75,8 @@ def test_rows_of_weight_zero_move_nothing(strict_dtypes):
 
 def test_a_batch_without_any_weight_stands_still():
     learner = victims.learner(smooth_victim(), optax.sgd(0.3))
-    phi = learner.init(KEY)
-    after, info = learner.step(KEY, phi, batch(weight=np.zeros(6)))
+    phi = jax.jit(learner.init)(KEY)
+    after, info = jax.jit(learner.step)(KEY, phi, batch(weight=np.zeros(6)))
     assert info.outer_loss == 0 and info.grad_norm == 0 and info.accuracy == 0 and info.finite
     np.testing.assert_array_equal(after.params["w"], phi.params["w"])
 
@@ -84,16 +84,17 @@ def test_a_batch_without_any_weight_stands_still():
 def test_the_loss_reads_batch_statistics_and_a_nan_is_reported():
     victim = models.mlp((3, 3, 1), 3, hidden=(4,))
     learner = victims.learner(victim, optax.sgd(0.1))
-    phi, data = learner.init(KEY), batch()
+    phi, data = jax.jit(learner.init)(KEY), batch()
     assert isinstance(phi, TrainState)
-    loss, (logits, stats) = learner.loss(KEY, phi.params, phi.stats, data)
+    loss_fn = jax.jit(learner.loss)
+    loss, (logits, stats) = loss_fn(KEY, phi.params, phi.stats, data)
     moved = jax.tree.map(lambda s: s + 5.0, phi.stats)
-    again, _ = learner.loss(KEY, phi.params, moved, data)
+    again, _ = loss_fn(KEY, phi.params, moved, data)
     assert loss == again  # train mode does not read running statistics
     normal = np.asarray(logits)  # BatchNorm is last, with scale 1 and shift 0
     np.testing.assert_allclose(normal.mean(axis=0), 0, atol=1e-5)
     first = jax.tree.leaves(stats)[0]
     assert not np.array_equal(first, jax.tree.leaves(phi.stats)[0])
     broken = data._replace(image=data.image.at[0, 0, 0, 0].set(jnp.nan))
-    _, info = learner.step(KEY, phi, broken)
+    _, info = jax.jit(learner.step)(KEY, phi, broken)
     assert not info.finite
