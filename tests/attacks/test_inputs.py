@@ -1,0 +1,98 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxpoison as jp
+from jaxpoison.attacks import error_maximizing, error_minimizing, lsp, one_pixel, random_noise
+from tests import oracles
+
+KEY = jax.random.key(0)
+
+
+def em(**options):
+    """Without the suite's type checker, which would speak first of a wrong literal."""
+    settings = {"eps": 0.1, "num_classes": 3, **options}
+    return inspect.unwrap(error_minimizing)(oracles.smooth_victim(), **settings)
+
+
+def tap(**options):
+    settings = {"eps": 0.1, "num_classes": 3, **options}
+    return inspect.unwrap(error_maximizing)(oracles.smooth_victim(), **settings)
+
+
+def ops(**options):
+    return inspect.unwrap(one_pixel)(num_classes=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (em, {"eps": -0.1}, "eps = -0.1 is not a radius; allowed is a finite number >= 0"),
+        (tap, {"eps": 8}, "eps = 8 looks like grey levels; write 8/255"),
+        (tap, {"eps": 300}, "eps = 300 is too large; pixels are in [0, 1]"),
+        (random_noise, {"eps": 1.5}, "eps = 1.5 looks like grey levels; write 1.5/255"),
+        (
+            random_noise,
+            {"eps": 0.1, "norm": "l1"},
+            "norm = 'l1' is not known; allowed are linf, l2, l0",
+        ),
+        (em, {"num_classes": 1}, "num_classes = 1; it must be at least 2"),
+        (em, {"noise": "both"}, "noise = 'both'; allowed are 'sample' and 'class'"),
+        (em, {"portion": 0.0}, "portion = 0.0; it must be above 0"),
+        (em, {"portion": 1.1}, "portion = 1.1; allowed is 0 to 1"),
+        (em, {"stop_error": -0.01}, "stop_error = -0.01; allowed is 0 to 1"),
+        (em, {"step_size": 0.0}, "step_size = 0.0; it must be above 0"),
+        (em, {"train_steps": 0}, "train_steps = 0; it must be at least 1"),
+        (em, {"sweep_steps": 0}, "sweep_steps = 0; it must be at least 1"),
+        (em, {"batch_size": 0}, "batch_size = 0; it must be at least 1"),
+        (tap, {"num_classes": 1}, "num_classes = 1; it must be at least 2"),
+        (tap, {"goal": "both"}, "goal = 'both'; allowed are 'targeted' and 'untargeted'"),
+        (tap, {"step_size": -0.1}, "step_size = -0.1; it must be above 0"),
+        (tap, {"step_size": float("nan")}, "step_size = nan; it must be above 0"),
+        (tap, {"batch_size": 0}, "batch_size = 0; it must be at least 1"),
+        (
+            lsp,
+            {"num_classes": 3, "eps": -1.0},
+            "eps = -1 is not a radius; allowed is a finite number >= 0",
+        ),
+        (lsp, {"num_classes": 1}, "num_classes = 1; it must be at least 2"),
+        (lsp, {"num_classes": 3, "patch": 0}, "patch = 0; it must be at least 1"),
+        (one_pixel, {"num_classes": 0}, "num_classes = 0; it must be at least 2"),
+        (ops, {"objective": "both"}, "objective = 'both'; allowed are 'code' and 'paper'"),
+        (one_pixel, {"num_classes": 3, "num_pixels": 0}, "num_pixels = 0; it must be at least 1"),
+    ],
+)
+def test_a_bad_setting_is_one_line(make, options, message):
+    with pytest.raises(jp.InputError) as caught:
+        make(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("make", [em, tap])
+def test_no_rows_to_change_is_one_line(make):
+    data = oracles.tiny_scenario()._replace(index=jnp.zeros(0, jnp.int32))
+    with pytest.raises(jp.InputError, match="^scenario.index is empty; it must name the rows"):
+        jp.run(make(), KEY, data, num_steps=1)
+
+
+def test_a_missing_surrogate_is_one_line():
+    with pytest.raises(jp.InputError, match="^scenario.aux is empty; it must be the trained"):
+        jp.run(tap(), KEY, oracles.tiny_scenario(), num_steps=1)
+
+
+@pytest.mark.parametrize("factory", [error_minimizing, error_maximizing])
+def test_a_sweep_over_radii_can_be_mapped(factory):
+    """Traced settings pass the checks (and the types); each radius is kept."""
+
+    def largest(eps):
+        settings = {"eps": eps, "step_size": 2 * eps, "num_classes": 3, "batch_size": 8}
+        attack = factory(oracles.smooth_victim(), **settings)
+        data = oracles.tiny_scenario()
+        data = data._replace(aux=oracles.smooth_victim().init(KEY))
+        state, _ = attack.step(KEY, attack.init(KEY, data), data)
+        return jnp.max(jnp.abs(state.theta))
+
+    radii = jnp.array([0.05, 0.1])
+    assert jnp.allclose(jax.jit(jax.vmap(largest))(radii), radii, atol=1e-6)
