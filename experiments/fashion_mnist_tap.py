@@ -12,30 +12,17 @@ Device: any; under 10 minutes on 2 CPU cores.
 """
 
 import dataclasses
-import pathlib
 
 import jaxpoison as jp
-from jaxpoison.report import StudyConfig, arm, command_line, main_job, published
+from jaxpoison.report import ImageConfig, arm, command_line, main_job, published
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(ImageConfig):
     """Settings of error-maximizing noise on Fashion-MNIST."""
 
-    data_dir: pathlib.Path | None = None
-    """Where fashion_mnist is prepared; None is TFDS' own folder."""
-    train_images: int = 4000
-    """The first of the training set."""
-    test_images: int = 2000
-    """The first of the test set."""
-    eps: float = 32 / 255
-    """L-infinity radius, pixels in [0, 1]."""
     steps: int = 100
     """Sign-gradient steps of 0.05 eps (250 in the paper)."""
-    network: str = "small_cnn"
-    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
-    epochs: int = 10
-    """Of every victim and of the surrogate (Adam 0.002, batch 64)."""
 
     @classmethod
     def smoke(cls, **options) -> "Config":
@@ -46,11 +33,8 @@ class Config(StudyConfig):
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""
-    source = {"name": "fashion_mnist", "split": f"train[:{config.train_images}]"}
-    source["data_dir"] = None if config.data_dir is None else str(config.data_dir)
-    train = jp.data.load(**source)
-    test = jp.data.load("fashion_mnist", f"test[:{config.test_images}]", config.data_dir)
-    victim = jp.models.create(config.network, train.image.shape[1:], 10)
+    source, split = config.load("fashion_mnist")
+    victim = jp.models.create(config.network, split.train.image.shape[1:], 10)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=2e-3, batch_size=64)
     budget = jp.perturb.Budget("linf", config.eps)
     tap = {"eps": config.eps, "num_classes": 10}
@@ -85,7 +69,7 @@ def main(config: Config) -> dict:
         config,
         victim=victim,
         recipe=recipe,
-        split=jp.Split(train, test),
+        split=split,
         source=source,
         arms=arms,
         main="error-maximizing",

@@ -2,9 +2,10 @@
 
 import os
 import pathlib
+import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def load(
     Args:
       name: "digits"; or a path ending in ".npz", which holds one split, so `split` is not read;
         or a set kept as `<data_dir>/<name>-<split>.npz`; or else a set of TFDS.
-      split: "train", "test" or what else the set has.
+      split: "train", "test" or what else the set has; also rows of it, "train[:1000]".
       data_dir: folder of npz files or of prepared TFDS sets; None is TFDS' default.
 
     Returns:
@@ -102,17 +103,34 @@ def load(
       `from_tfds`.
     """
     if name == "digits":
-        return digits(split)
+        return _rows(digits, split)
     if name.endswith(".npz"):
         return from_npz(name)
     files = {} if data_dir is None else _npz_files(pathlib.Path(data_dir))
     head = f"{name}-"
     splits = {stem[len(head) :]: file for stem, file in files.items() if stem.startswith(head)}
     if splits:
-        _check_split(name, split, splits)
-        return from_npz(splits[split])
+
+        def stored(part: str) -> Dataset:
+            _check_split(name, part, splits)
+            return from_npz(splits[part])
+
+        return _rows(stored, split)
     also = ["digits", *(stem.rpartition("-")[0] for stem in files)]
     return from_tfds(name, split, data_dir, also=also)
+
+
+def _rows(read: Callable[[str], Dataset], split: str) -> Dataset:
+    """`read(part)`, or the rows a:b of it where split is "part[a:b]", as TFDS writes them."""
+    found = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", split)
+    if found is None:
+        return read(split)
+    dataset = read(found[1])
+    start, stop = (int(x) if x else None for x in found.group(2, 3))
+    rows = Dataset(dataset.image[start:stop], dataset.label[start:stop])
+    if not len(rows.label):
+        raise InputError(f"split {split!r} holds no rows; {found[1]} has {len(dataset.label)}")
+    return rows
 
 
 def _npz_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

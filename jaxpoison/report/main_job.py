@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxpoison import over
-from jaxpoison.data import poison_rows
+from jaxpoison.data import check, poison_rows
 from jaxpoison.perturb import Budget
 from jaxpoison.report.study import Study, StudyConfig
-from jaxpoison.types import Attack, Scenario, Split, Victim
+from jaxpoison.types import Attack, Dataset, Scenario, Split, Victim, as_float
 from jaxpoison.victims import Recipe, victim_training
 
 __all__ = ["Arm", "arm", "main_job"]
@@ -96,8 +96,10 @@ def main_job(
       chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions.
 
     Returns: the record, also in result.json.
-    Raises: InputError and NonFiniteError as in `Study`.
+    Raises: InputError and NonFiniteError as in `Study`; InputError for unsound data or labels that
+      the network has no logit for, before anything is written.
     """
+    split = Split(*(check(part, num_classes=_num_classes(victim, part)) for part in split))
     study = Study(experiment, config)
     if done := study.finished():
         return done
@@ -143,3 +145,11 @@ def main_job(
         )
         retrain(name, stored, one.expect)
     return study.finish(main=main, published=published or [])
+
+
+def _num_classes(victim: Victim, dataset: Dataset) -> int:
+    def scores(key):
+        image = as_float(dataset.image[:1])
+        return victim.apply(victim.init(key), image, train=False)[0]
+
+    return jax.eval_shape(scores, jax.random.key(0)).shape[1]

@@ -115,3 +115,14 @@ def test_load_finds_digits_npz_and_folders(tmp_path):
         np.testing.assert_array_equal(read.image, sound.image)
     _one_line(["'test'", "there are: train"], data.load, "my_set", "test", tmp_path)
     _one_line(["'val'", "train, test"], data.load, "digits", "val")
+
+
+def test_load_takes_rows_of_a_split_as_tfds_writes_them(tmp_path):
+    whole = data.digits("train")
+    part = data.load("digits", "train[10:30]")
+    np.testing.assert_array_equal(part.image, whole.image[10:30])
+    np.savez(tmp_path / "own-train.npz", image=whole.image, label=whole.label)
+    part = data.load("own", "train[:7]", tmp_path)
+    np.testing.assert_array_equal(part.label, whole.label[:7])
+    with pytest.raises(InputError, match=r"split 'train\[1400:\]' holds no rows; train has 1400"):
+        data.load("digits", "train[1400:]")
