@@ -2,7 +2,7 @@
 
 Claim (Huang et al. 2021, there on CIFAR-10): noise that makes images look already learned keeps
 a network from learning them, class-wise noise more than sample-wise; random noise of the same size
-does not. Expected here: clean 85, noise 84, sample-wise below 60, class-wise below 45.
+does not. Expected here: clean 85, noise 84, sample-wise below 60, class-wise below 50.
 A small run, not a reproduction of the paper: 4,000 training images, a two-layer CNN, eps 32/255.
 Data: fashion_mnist prepared for TFDS as array_record, or fashion_mnist-train.npz and -test.npz.
 Device: any; under 10 minutes on 2 CPU cores.
@@ -61,7 +61,7 @@ def main(config: Config) -> dict:
             **em,
             num_steps=config.rounds,
             budget=budget,
-            expect="below 45: one noise per class is the easiest thing to learn",
+            expect="below 50: one noise per class is the easiest thing to learn",
         ),
     }
     return main_job(
