@@ -24,9 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpoison import checkpoint
+from jaxpoison import check, checkpoint
 from jaxpoison.checkpoint import Seconds
-from jaxpoison.types import InputError, Key
+from jaxpoison.types import Key
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
 
@@ -51,8 +51,7 @@ def run(process: Any, key: Key, data: PyTree, *, num_steps: int) -> tuple[PyTree
     Returns: (state, info), info leaves [T, ...].
     Raises: InputError for num_steps < 1.
     """
-    if num_steps < 1:
-        raise InputError(f"num_steps = {num_steps}; it must be at least 1")
+    check.at_least(1, num_steps=num_steps)
     return _run(process, key, data, num_steps)
 
 
@@ -100,10 +99,9 @@ def run_chunks(
       InputError: num_steps < 1, a checkpoint of another key or setting, or more steps done
         than asked for.
     """
-    if num_steps < 1:
-        raise InputError(f"num_steps = {num_steps}; it must be at least 1")
-    if save_every is not None and save_every < 1:
-        raise InputError(f"save_every = {save_every}; it must be at least 1")
+    check.at_least(1, num_steps=num_steps)
+    if save_every is not None:
+        check.at_least(1, save_every=save_every)
     init_key, steps_key = jax.random.split(key)
     data = jax.device_put(data)
     started = time.perf_counter()

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxpoison import tree
+from jaxpoison import check, tree
 from jaxpoison.types import Attack, Hypergrad, InputError, Training
 
 __all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts"]
@@ -36,7 +36,7 @@ def over_restarts(process: Process, num: int, *, chunk: int | None = 1) -> Proce
       images [R, N, H, W, C].
     Raises: InputError for num < 1 or chunk < 1.
     """
-    _check_counts(num=num, chunk=chunk)
+    check.at_least(1, num=num)
     each = _mapper(chunk)
 
     def init(key, data):
@@ -68,7 +68,7 @@ def over_devices(
 
     Raises: InputError if the mesh lacks the axis or num is not divisible by its size.
     """
-    _check_counts(num=num, chunk=chunk)
+    check.at_least(1, num=num)
     if axis not in mesh.shape:
         raise InputError(f"axis = {axis!r} is not in the mesh; it has {', '.join(mesh.shape)}")
     if num % mesh.shape[axis]:
@@ -120,9 +120,8 @@ def over_ensemble(
     Returns: a Hypergrad whose phi has a leading axis M.
     Raises: InputError for num < 1 or chunk < 1.
     """
-    _check_counts(num=num, chunk=chunk)
-    if aux_axis not in (None, 0):
-        raise InputError(f"aux_axis = {aux_axis}; allowed are None and 0")
+    check.at_least(1, num=num)
+    check.one_of((None, 0), aux_axis=aux_axis)
     each = _mapper(chunk)
 
     def member(scenario, m):
@@ -191,6 +190,7 @@ def device_mesh(num: int | None = None, *, axis: str = "restart") -> Mesh:
 def _mapper(chunk: int | None) -> Callable[..., PyTree]:
     if chunk is None:
         return lambda fn, xs: jax.vmap(fn)(xs)
+    check.at_least(1, chunk=chunk)
     if chunk == 1:  # lax.map(batch_size=1) would still vmap a batch of one
         return _map
     return lambda fn, xs: lax.map(fn, xs, batch_size=chunk)
@@ -226,10 +226,3 @@ def _repeat(process, init, step, poison) -> Any:
 
 def _poisons(process, each, state, data):
     return each(lambda state_r: process.poison(state_r, data), state)
-
-
-def _check_counts(*, num: int, chunk: int | None) -> None:
-    if num < 1:
-        raise InputError(f"num = {num}; it must be at least 1")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk = {chunk}; it must be at least 1, or None for all at once")

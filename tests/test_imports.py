@@ -10,12 +10,14 @@ import jaxpoison
 ROOT = pathlib.Path(jaxpoison.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVEL = {
-    **dict.fromkeys(("types", "tree", "checkpoint", "loops", "over"), 0),
-    **dict.fromkeys(("perturb", "data", "models"), 1),
-    "victims": 2,
-    "hypergrad": 3,
-    **dict.fromkeys(("attacks", "defenses"), 4),
-    "report": 5,
+    "types": 0,
+    "check": 1,
+    **dict.fromkeys(("tree", "checkpoint", "loops", "over"), 2),
+    **dict.fromkeys(("perturb", "data", "models"), 3),
+    "victims": 4,
+    "hypergrad": 5,
+    **dict.fromkeys(("attacks", "defenses"), 6),
+    "report": 7,
 }
 SIBLINGS = [{"perturb", "data", "models"}, {"attacks", "defenses"}]
 ONLY_IN = {
@@ -26,7 +28,7 @@ ONLY_IN = {
 }
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 NOT_USED = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
-SHARED_ASSEMBLY = {"bilevel", "check"}  # of attacks/, for all attacks
+SHARED_ASSEMBLY = {"bilevel"}  # of attacks/, for all attacks
 
 
 def modules(node: ast.AST, package: str) -> list[str]:
@@ -129,11 +131,15 @@ BAD = [
     ("data/folder.py", "import numpy as np\nnp.load(f, allow_pickle=True)"),
     ("data/folder.py", "import importlib\nimportlib.import_module('jaxpoison.attacks')"),
     ("tree.py", "import jaxpoison.utils"),
+    ("check.py", "from jaxpoison import tree"),
+    ("types.py", "from jaxpoison import check"),
 ]
 GOOD = [
     ("attacks/unlearnable/lsp.py", "from jaxpoison.attacks.bilevel import bilevel, closed_form"),
     ("attacks/__init__.py", "from jaxpoison.attacks.unlearnable.lsp import lsp"),
     ("__main__.py", "from jaxpoison.report import tables"),
+    ("check.py", "from jaxpoison.types import InputError"),
+    ("tree.py", "from jaxpoison import check"),
     ("hypergrad/matching.py", "from jaxpoison import tree, victims"),
     ("report/figures.py", "import matplotlib"),
     ("victims/evaluate.py", "from sklearn import metrics"),

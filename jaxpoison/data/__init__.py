@@ -1,13 +1,13 @@
 """Labeled images: sources, checks, augmentations, and data made from a key."""
 
 from jaxpoison.data import augment, poisoned, rounding, synthetic
-from jaxpoison.data.check import check
+from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.sources import digits, from_npz, from_tfds, load
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
 __all__ = [
     "augment",
-    "check",
+    "check_dataset",
     "digits",
     "first_per_class",
     "from_npz",
@@ -19,3 +19,5 @@ __all__ = [
     "split_validation",
     "synthetic",
 ]
+
+check = check_dataset  # what report/main_job.py still imports

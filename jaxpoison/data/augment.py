@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxpoison.types import InputError, Key
+from jaxpoison import check
+from jaxpoison.types import Key
 
 __all__ = [
     "Augmentation",
@@ -47,8 +48,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 def flip(*, probability: float = 0.5) -> Augmentation:
     """Mirror left and right with the given probability; InputError outside [0, 1]."""
-    if not 0 <= probability <= 1:
-        raise InputError(f"probability is {probability}; must be in [0, 1]")
+    check.fraction(probability=probability)
 
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         mirror = jax.random.uniform(key, image.shape[:1], jnp.float32) < probability
@@ -68,8 +68,7 @@ def crop(padding: int = 4, *, fill: Fill = 0.0) -> Augmentation:
     Errors:
       InputError for a negative padding.
     """
-    if padding < 0:
-        raise InputError(f"padding is {padding}; must be at least 0 pixels")
+    check.at_least(0, padding=padding)
 
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         offset = jax.random.randint(key, (2, len(image)), -padding, padding + 1)
@@ -155,8 +154,7 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augmentation:
 
     Source: DeVries and Taylor 2017, section 3.2.
     """
-    if size < 1:
-        raise InputError(f"size is {size}; must be at least 1 pixel")
+    check.at_least(1, size=size)
 
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         num, height, width, _ = image.shape
@@ -218,5 +216,5 @@ def _hole(center: Array, length: int, size: int) -> Bool[Array, "b n"]:
 
 
 def _check_pixels(max_pixels: float | None) -> None:
-    if max_pixels is not None and max_pixels < 0:
-        raise InputError(f"max_pixels is {max_pixels}; must be at least 0")
+    if max_pixels is not None:
+        check.number(least=0, max_pixels=max_pixels)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxpoison.data.check import one_line
+from jaxpoison import check
 from jaxpoison.data.manifest import MANIFEST, Manifest, file_sha256
 from jaxpoison.types import InputError
 
@@ -60,7 +60,7 @@ def install(
         shutil.rmtree(old, ignore_errors=True)
         return manifest
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
-        raise InputError(f"cannot write the poison to {target}: {one_line(error)}") from error
+        raise InputError(f"cannot write the poison to {target}: {check.one_line(error)}") from error
     finally:
         if staging.exists():
             shutil.rmtree(staging, ignore_errors=True)
@@ -85,7 +85,7 @@ def read_array(folder: pathlib.Path, name: str, digest: str | None = None) -> np
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
 
 
 def check_arrays(
@@ -137,7 +137,7 @@ def _check_free(target: pathlib.Path, overwrite: bool) -> None:
         if target.is_symlink() or not (target / MANIFEST).is_file():
             raise InputError(f"{target} exists and is no poison folder; it is not overwritten")
     except OSError as error:
-        raise InputError(f"cannot write the poison to {target}: {one_line(error)}") from error
+        raise InputError(f"cannot write the poison to {target}: {check.one_line(error)}") from error
 
 
 def _make_parents(folder: pathlib.Path, made: list[pathlib.Path]) -> None:

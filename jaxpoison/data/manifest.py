@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpoison.data.check import one_line
+from jaxpoison import check
 from jaxpoison.types import InputError
 
 __all__ = ["MANIFEST", "SCHEMA", "Manifest"]
@@ -106,7 +106,7 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise InputError(f"{path} has schema {found!r}; this version reads {SCHEMA}")

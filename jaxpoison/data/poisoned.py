@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpoison import check
 from jaxpoison.data.folder import check_arrays, install, read_array, rows_of
 from jaxpoison.data.manifest import (
     DOMAINS,
@@ -186,9 +187,8 @@ def read(path: str | os.PathLike[str]) -> Poisoned:
 
 
 def _check_choices(domain: str, rows: str, source: Mapping[str, Any]) -> None:
-    for name, value, allowed in (("domain", domain, DOMAINS), ("rows", rows, ROWS)):
-        if value not in allowed:
-            raise InputError(f"{name} = {value!r}; allowed are {', '.join(allowed)}")
+    check.one_of(DOMAINS, domain=domain)
+    check.one_of(ROWS, rows=rows)
     unknown = sorted(set(source) - set(_SOURCE))
     if unknown or not source.get("name"):
         raise InputError(f"source = {dict(source)}; allowed are name (needed), split, data_dir")

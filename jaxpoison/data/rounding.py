@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpoison import check
 from jaxpoison.types import InputError
 
 __all__ = ["change_size", "check_norm", "to_uint8"]
@@ -42,8 +43,7 @@ def to_uint8(
     """
     poisoned, clean = np.asarray(poisoned), np.asarray(clean)
     check_norm(norm, eps)
-    if rounding not in ("nearest", "truncate"):
-        raise InputError(f"rounding = {rounding!r}; allowed are 'nearest' and 'truncate'")
+    check.one_of(("nearest", "truncate"), rounding=rounding)
     if clean.dtype != np.uint8:
         raise InputError(f"clean images are {clean.dtype}; rounding to grey levels needs uint8")
     if poisoned.shape != clean.shape:
@@ -108,19 +108,11 @@ def check_norm(norm: Any, eps: Any, *, pixels: bool = True) -> None:
       eps: a finite number >= 0, or None. With `pixels`, linf allows at most 1.
       pixels: whether the values are pixels in [0, 1] (else features of any size).
     """
-    if norm is None:
-        if eps is not None:
-            raise InputError(f"eps = {eps} without a norm; allowed is None")
-        return
-    if norm not in ("linf", "l2", "l0"):
-        raise InputError(f"norm = {norm!r} is not known; allowed are linf, l2, l0, None")
-    number = isinstance(eps, int | float | np.number) and not isinstance(eps, bool)
-    if not number or not math.isfinite(eps) or eps < 0:
-        raise InputError(f"eps = {eps} is not a radius; allowed is a finite number >= 0")
-    if norm == "l0" and eps != int(eps):
-        raise InputError(f"eps = {eps} counts pixels under l0; write a whole number")
-    if norm == "linf" and pixels and eps > 1:
-        raise InputError(f"eps = {eps:g} looks like grey levels; write {eps:g}/255")
+    check.one_of((*check.NORMS, None), norm=norm)
+    if norm is not None:
+        check.radius(norm, eps, pixels=pixels)
+    elif eps is not None:
+        raise InputError(f"eps = {eps} without a norm; allowed is None")
 
 
 def _move_inside(shift: np.ndarray, change: np.ndarray, limit: float) -> None:

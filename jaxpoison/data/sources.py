@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxpoison.data.check import checked, one_line
+from jaxpoison import check
+from jaxpoison.data.check_dataset import checked
 from jaxpoison.data.tfds import from_tfds
 from jaxpoison.types import Dataset, InputError
 
@@ -60,7 +61,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
       path: a file as `numpy.savez(path, image=..., label=...)` writes it.
 
     Returns:
-      The checked data set, rows in the stored order; see `check` for what is allowed.
+      The checked data set, rows in the stored order; see `check_dataset` for what is allowed.
 
     Errors:
       InputError for a missing or damaged file, missing arrays, or unsound values.
@@ -80,7 +81,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except _UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as .npz: {one_line(error)}") from error
+        raise InputError(f"{path} cannot be read as .npz: {check.one_line(error)}") from error
     return checked(image, label, source=str(path))
 
 

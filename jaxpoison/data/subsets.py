@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxpoison import check
 from jaxpoison.types import Dataset, InputError, Key
 
 __all__ = ["first_per_class", "poison_rows", "split_validation"]
@@ -25,8 +26,7 @@ def split_validation(key: Key, dataset: Dataset, fraction: float) -> tuple[Datas
       InputError for a fraction outside (0, 1), or one that leaves a part empty.
     """
     num = len(dataset.label)
-    if not 0 < fraction < 1:
-        raise InputError(f"fraction is {fraction}; must lie between 0 and 1")
+    check.number(above=0, below=1, fraction=fraction)
     held = round(fraction * num)
     if held in (0, num):
         raise InputError(f"fraction {fraction} of {num} rows leaves one of the two parts empty")
@@ -49,8 +49,7 @@ def first_per_class(dataset: Dataset, num: int, *, num_classes: int | None = Non
     Errors:
       InputError naming the class that has fewer than `num` images, and how many it has.
     """
-    if num < 1:
-        raise InputError(f"num is {num}; must be at least 1 image per class")
+    check.at_least(1, num=num)
     label = np.asarray(dataset.label)
     counts = np.bincount(label, minlength=num_classes or 0)
     short = np.flatnonzero(counts < num)
@@ -77,8 +76,7 @@ def poison_rows(
     Errors:
       InputError for a share outside (0, 1] or below one row, or a budget larger than the class.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"share = {share:g}; allowed is above 0, up to 1")
+    check.number(above=0, most=1, share=share)
     labels = np.asarray(dataset.label)
     num = int(share * len(labels))
     allowed = np.arange(len(labels)) if label is None else np.flatnonzero(labels == label)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpoison.types import Dataset, InputError, Key
+from jaxpoison import check
+from jaxpoison.types import Dataset, Key
 
 __all__ = ["blobs", "toy_shapes"]
 
@@ -39,7 +40,7 @@ def blobs(
     Errors:
       InputError for N or L below 1.
     """
-    _check_positive(num=num, num_classes=num_classes)
+    check.at_least(1, num=num, num_classes=num_classes)
     mean_key, noise_key, label_key = jax.random.split(key, 3)
     label = jax.random.permutation(label_key, jnp.arange(num, dtype=jnp.int32) % num_classes)
     means = jax.random.uniform(
@@ -69,7 +70,7 @@ def toy_shapes(key: Key, num: int) -> Dataset:
 
     Cost: about 0.1 ms an image on one CPU core, after a few seconds of compilation.
     """
-    _check_positive(num=num)
+    check.at_least(1, num=num)
     label_key, image_key = jax.random.split(key)
     label = jax.random.permutation(label_key, jnp.arange(num, dtype=jnp.int32) % 10)
     keys = jax.random.split(image_key, num)
@@ -109,9 +110,3 @@ def _outline(y: Float[Array, "h w"], x: Float[Array, "h w"], shape: Int[Array, "
 def _grey(image: jax.Array) -> jax.Array:
     """Nearest grey level of pixels in [0, 1], clipped."""
     return jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; must be at least 1")

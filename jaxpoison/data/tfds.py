@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpoison.data.check import checked, nearest, one_line
+from jaxpoison import check
+from jaxpoison.data.check_dataset import checked
 from jaxpoison.types import Dataset, InputError
 
 __all__ = ["from_tfds"]
@@ -71,7 +72,7 @@ def _builder(
 
     base, folders = name.split(":")[0].split("/")[0], _folders(data_dir)
     known = [*also, *folders, *tfds.list_builders(with_community_datasets=False)]
-    unknown = InputError(f"no data set {name!r}{nearest(base, known)}")
+    unknown = InputError(f"no data set {name!r}{check.nearest(base, known)}")
     if not base.isidentifier():
         raise unknown
     try:
@@ -84,7 +85,7 @@ def _builder(
             f"{name!r} is not prepared in {data_dir}; {base} there holds: {inside}"
         ) from error
     except (ValueError, AssertionError, ImportError, OSError, ParseError) as error:
-        raise InputError(f"TFDS cannot open {name!r}: {one_line(error)}") from error
+        raise InputError(f"TFDS cannot open {name!r}: {check.one_line(error)}") from error
 
 
 def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
@@ -165,7 +166,7 @@ def _no_opencv_hint() -> Iterator[None]:
 
 
 def _damaged(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: a stored file is missing or damaged: {one_line(error)}")
+    return InputError(f"{name}: a stored file is missing or damaged: {check.one_line(error)}")
 
 
 def _prepare_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:

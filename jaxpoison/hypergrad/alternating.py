@@ -3,7 +3,8 @@
 import jax
 from jax import lax
 
-from jaxpoison.types import Bilevel, Hypergrad, InputError
+from jaxpoison import check
+from jaxpoison.types import Bilevel, Hypergrad
 
 __all__ = ["alternating"]
 
@@ -22,8 +23,7 @@ def alternating(problem: Bilevel, *, inner_steps: int) -> Hypergrad:
 
     Raises: InputError for inner_steps < 0.
     """
-    if inner_steps < 0:
-        raise InputError(f"inner_steps = {inner_steps}; it must be 0 (fixed follower) or more")
+    check.at_least(0, inner_steps=inner_steps)
 
     def estimate(key, theta, phi, scenario):
         inner_key, outer_key = jax.random.split(key)

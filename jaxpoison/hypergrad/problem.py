@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxpoison import tree
-from jaxpoison.types import Bilevel, InputError, Learner, Perturbation
+from jaxpoison import check, tree
+from jaxpoison.types import Bilevel, Learner, Perturbation
 
 __all__ = ["poisoned_training", "rowwise_loss"]
 
@@ -35,8 +35,7 @@ def poisoned_training(
 
     Raises: InputError for batch_size < 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}; it must be at least 1")
+    check.at_least(1, batch_size=batch_size)
 
     def draw(key, theta, scenario):
         num = scenario.train.label.shape[0]
@@ -77,8 +76,7 @@ def rowwise_loss(
     Returns: (key, theta, phi, scenario) -> scalar.
     Raises: InputError for batch_size < 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}; it must be at least 1")
+    check.at_least(1, batch_size=batch_size)
 
     @jax.custom_vjp
     def mean_loss(image, label, key, phi):

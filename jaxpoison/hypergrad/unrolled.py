@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpoison.types import Bilevel, Hypergrad, InputError
+from jaxpoison import check
+from jaxpoison.types import Bilevel, Hypergrad
 
 __all__ = ["unrolled"]
 
@@ -29,8 +30,7 @@ def unrolled(
 
     Raises: InputError for steps < 1.
     """
-    if steps < 1:
-        raise InputError(f"steps = {steps}; it must be at least 1")
+    check.at_least(1, steps=steps)
     outer = math.isqrt(steps) if remat and steps > 32 else 1
     while steps % outer:
         outer -= 1

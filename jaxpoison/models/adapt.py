@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison.types import InputError, Key, Variables, Victim
 
-__all__ = ["adapt", "check_at_least", "check_image_shape", "num_params", "standardize"]
+__all__ = ["adapt", "check_image_shape", "num_params", "standardize"]
 
 PyTree = Any
 
@@ -49,7 +49,7 @@ def adapt(
         raise InputError(f"{name}.__call__ must take train: bool, as in (self, x, *, train)")
     mean, std = _check_channels("mean", mean, shape[2]), _check_channels("std", std, shape[2])
     if std is not None and min(std) <= 0:
-        raise InputError(f"std={std}: every entry must be positive")
+        raise InputError(f"std = {std}; every entry must be above 0")
 
     def init(key: Key) -> Variables:
         keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
@@ -124,17 +124,12 @@ def check_image_shape(image_shape: Sequence[int], *, at_least: int = 1) -> tuple
     """(H, W, C) as a tuple of ints, H and W at least `at_least`; InputError otherwise."""
     shape = tuple(image_shape)
     if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
-        raise InputError(f"image_shape={shape}: must be (height, width, channels), each >= 1")
+        raise InputError(
+            f"image_shape = {shape}; it must be (height, width, channels), each at least 1"
+        )
     if min(shape[:2]) < at_least:
-        raise InputError(f"image_shape={shape}: height and width must be >= {at_least}")
+        raise InputError(f"image_shape = {shape}; height and width must be at least {at_least}")
     return (int(shape[0]), int(shape[1]), int(shape[2]))
-
-
-def check_at_least(name: str, value: int, minimum: int) -> int:
-    """`value` as an int; InputError, naming it, if it is no integer or below `minimum`."""
-    if int(value) != value or value < minimum:
-        raise InputError(f"{name}={value}: must be an integer >= {minimum}")
-    return int(value)
 
 
 def _check_channels(
@@ -144,7 +139,9 @@ def _check_channels(
         return None
     values = tuple(float(v) for v in values)
     if len(values) != channels or not all(map(math.isfinite, values)):
-        raise InputError(f"{name}={values}: must be {channels} finite numbers, one per channel")
+        raise InputError(
+            f"{name} = {values}; it must be {channels} finite numbers, one per channel"
+        )
     return values
 
 

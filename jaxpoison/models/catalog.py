@@ -1,10 +1,10 @@
 """Networks by name, for scripts and the command line."""
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from jaxpoison import check
 from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
@@ -32,13 +32,12 @@ def create(name: str, image_shape: Sequence[int], num_classes: int = 10, **optio
     Errors: InputError for an unknown name (with the nearest known one) or option.
     """
     if name not in FACTORIES:
-        near = difflib.get_close_matches(name, FACTORIES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(FACTORIES)}"
-        raise InputError(f"no model is called {name!r}: {hint}")
+        hint = check.nearest(name, FACTORIES) or f"; allowed are {', '.join(FACTORIES)}"
+        raise InputError(f"no model is called {name!r}{hint}")
     factory = FACTORIES[name]
     parameters = inspect.signature(factory).parameters.values()
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
-            raise InputError(f"{name} has no option {option!r}: it takes {', '.join(known)}")
+            raise InputError(f"{name} has no option {option!r}; it takes {', '.join(known)}")
     return factory(image_shape, num_classes, **options)

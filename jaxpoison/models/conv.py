@@ -103,7 +103,7 @@ def _check_layout(x: Sizes, w: Sizes, dimension_numbers: Any) -> None:
     if dimension_numbers is not None:
         numbers = lax.conv_dimension_numbers(x, w, dimension_numbers)
         if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (image, kernel, image):
-            raise InputError(f"dimension_numbers={dimension_numbers}: must be channels-last")
+            raise InputError(f"dimension_numbers = {dimension_numbers}; it must be channels-last")
 
 
 def _dilated(n: int, d: int) -> int:

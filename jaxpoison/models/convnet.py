@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxpoison.models.adapt import adapt, check_at_least, check_image_shape
+from jaxpoison import check
+from jaxpoison.models.adapt import adapt, check_image_shape
 from jaxpoison.models.layers import avg_pool, conv, dense, flatten, max_pool
 from jaxpoison.types import Victim
 
@@ -38,11 +39,11 @@ def small_cnn(
     Returns: a Victim without statistics.
     Errors: InputError for a bad argument.
     """
-    widths = tuple(check_at_least("widths", n, 1) for n in widths)
+    check.at_least(2, num_classes=num_classes)
+    for width in widths:
+        check.at_least(1, widths=width)
     shape = check_image_shape(image_shape, at_least=2 ** len(widths))
-    module = SmallCNN(
-        num_classes=check_at_least("num_classes", num_classes, 2), widths=widths, dtype=dtype
-    )
+    module = SmallCNN(num_classes=num_classes, widths=tuple(widths), dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 
@@ -71,12 +72,10 @@ def convnet(
     Returns: a Victim without statistics.
     Errors: InputError for a bad argument.
     """
+    check.at_least(2, num_classes=num_classes)
+    check.at_least(1, width=width)
     shape = check_image_shape(image_shape, at_least=9)
-    module = ConvNet(
-        num_classes=check_at_least("num_classes", num_classes, 2),
-        width=check_at_least("width", width, 1),
-        dtype=dtype,
-    )
+    module = ConvNet(num_classes=num_classes, width=width, dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 

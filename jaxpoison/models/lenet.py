@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxpoison.models.adapt import adapt, check_at_least, check_image_shape
+from jaxpoison import check
+from jaxpoison.models.adapt import adapt, check_image_shape
 from jaxpoison.models.layers import avg_pool, batch_norm, conv, dense, flatten
-from jaxpoison.types import InputError, Victim
+from jaxpoison.types import Victim
 
 __all__ = ["LeNet", "lenet"]
 
@@ -42,10 +43,9 @@ def lenet(
     Returns: a Victim. Weights and biases start uniform in +-1/sqrt(fan_in).
     Errors: InputError for a bad argument.
     """
-    if size not in _SIZES:
-        raise InputError(f"size={size!r}: must be one of {', '.join(_SIZES)}")
+    check.at_least(2, num_classes=num_classes)
+    check.one_of(_SIZES, size=size)
     shape = check_image_shape(image_shape, at_least=16)
-    num_classes = check_at_least("num_classes", num_classes, 2)
     return adapt(LeNet(num_classes, *_SIZES[size], dtype=dtype), shape, mean=mean, std=std)
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxpoison.models.adapt import adapt, check_at_least, check_image_shape
+from jaxpoison import check
+from jaxpoison.models.adapt import adapt, check_image_shape
 from jaxpoison.models.layers import batch_norm, dense, flatten
 from jaxpoison.types import Victim
 
@@ -66,13 +67,11 @@ def mlp(
     Returns: a Victim. Weights start uniform in +-1/sqrt(fan_in), biases at zero.
     Errors: InputError for a bad argument.
     """
+    check.at_least(2, num_classes=num_classes)
+    for width in hidden:
+        check.at_least(1, hidden=width)
     shape = check_image_shape(image_shape)
-    module = MLP(
-        num_classes=check_at_least("num_classes", num_classes, 2),
-        hidden=tuple(check_at_least("hidden", n, 1) for n in hidden),
-        batch_norm=batch_norm,
-        dtype=dtype,
-    )
+    module = MLP(num_classes, tuple(hidden), batch_norm=batch_norm, dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 

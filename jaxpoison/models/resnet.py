@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxpoison.models.adapt import adapt, check_at_least, check_image_shape
+from jaxpoison import check
+from jaxpoison.models.adapt import adapt, check_image_shape
 from jaxpoison.models.layers import batch_norm, conv, dense
 from jaxpoison.types import Victim
 
@@ -42,12 +43,10 @@ def resnet18(
       +-1/sqrt(fan_in).
     Errors: InputError for a bad argument.
     """
+    check.at_least(2, num_classes=num_classes)
+    check.at_least(1, width=width)
     shape = check_image_shape(image_shape)
-    module = ResNet(
-        num_classes=check_at_least("num_classes", num_classes, 2),
-        width=check_at_least("width", width, 1),
-        dtype=dtype,
-    )
+    module = ResNet(num_classes=num_classes, width=width, dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 

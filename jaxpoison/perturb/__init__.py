@@ -1,6 +1,6 @@
 """What the attacker may change: budgets, projections, and perturbation spaces."""
 
-from jaxpoison.perturb.budget import NORMS, Budget, check_budget
+from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
 from jaxpoison.perturb.initial import normal, uniform, zero
 from jaxpoison.perturb.per_sample import per_sample, poison
@@ -13,9 +13,7 @@ from jaxpoison.perturb.projections import (
 )
 
 __all__ = [
-    "NORMS",
     "Budget",
-    "check_budget",
     "class_wise",
     "normal",
     "per_sample",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxpoison import check
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.initial import check_initial
 from jaxpoison.perturb.projections import project_ball
@@ -36,8 +37,7 @@ def class_wise(budget: Budget, num_classes: int, *, init: Any = "zero") -> Pertu
       InputError: `num_classes` is no whole number >= 1, `init` is unknown, or (at init, outside
         jit) a label is out of range.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(f"num_classes = {num_classes!r}; allowed is a whole number >= 1")
+    check.at_least(1, num_classes=num_classes)
     draw = check_initial(init)
 
     def start(key: Key, scenario: Scenario) -> Theta:

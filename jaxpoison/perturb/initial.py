@@ -82,9 +82,7 @@ def check_initial(init: Any) -> Draw:
     if callable(init):
         return init
     if not isinstance(init, str) or init not in _NAMED:
-        raise InputError(
-            f"init = {init!r} is not known; allowed are {', '.join(_NAMED)} or a function"
-        )
+        raise InputError(f"init = {init!r}; allowed are {', '.join(_NAMED)} or a function")
     return _NAMED[init]
 
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxpoison import check
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.initial import check_initial
 from jaxpoison.perturb.projections import project
-from jaxpoison.types import Batch, Dataset, InputError, Key, Perturbation, Scenario, as_float
+from jaxpoison.types import Batch, Dataset, Key, Perturbation, Scenario, as_float
 
 __all__ = ["per_sample", "poison"]
 
@@ -78,8 +79,7 @@ def poison(
     Errors:
       InputError: batch_size < 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}; allowed is a whole number >= 1")
+    check.at_least(1, batch_size=batch_size)
     num = scenario.train.image.shape[0]
     if num <= batch_size:
         batch = space.apply(theta, scenario, jnp.arange(num, dtype=jnp.int32))

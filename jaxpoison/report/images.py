@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from jaxpoison import data
+from jaxpoison import check, data
 from jaxpoison.report.study import StudyConfig
-from jaxpoison.types import InputError, Split
+from jaxpoison.types import Split
 
 __all__ = ["ImageConfig"]
 
@@ -30,9 +30,9 @@ class ImageConfig(StudyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("train_images", "test_images", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}; it must be at least 1")
+        check.at_least(
+            1, train_images=self.train_images, test_images=self.test_images, epochs=self.epochs
+        )
 
     def load(self, name: str) -> tuple[dict[str, Any], Split]:
         """The first images of both splits of `name`.

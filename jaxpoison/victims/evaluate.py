@@ -11,7 +11,7 @@ import scipy.stats
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
-from jaxpoison import tree
+from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
 
 __all__ = [
@@ -86,8 +86,7 @@ def logits(
     """
     if not len(image):
         raise InputError("there are no images to classify")
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}; it must be at least 1")
+    check.at_least(1, batch_size=batch_size)
 
     def one(batch):
         return victim.apply(variables, as_float(batch), train=False)[0]

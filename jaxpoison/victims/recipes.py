@@ -3,13 +3,12 @@
 import collections
 import dataclasses
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxpoison import check
 from jaxpoison.data import augment
 from jaxpoison.types import InputError
 
@@ -60,21 +59,21 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self):
-        _check_counts(epochs=self.epochs, batch_size=self.batch_size)
-        _check_range("learning_rate", self.learning_rate, above=0)
-        _check_range("momentum", self.momentum, least=0, below=1)
-        _check_range("weight_decay", self.weight_decay, least=0)
+        check.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        check.positive(learning_rate=self.learning_rate)
+        check.number(least=0, below=1, momentum=self.momentum)
+        check.number(least=0, weight_decay=self.weight_decay)
         if self.clip_norm is not None:
-            _check_range("clip_norm", self.clip_norm, above=0)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+            check.positive(clip_norm=self.clip_norm)
+        check.one_of(SCHEDULES, schedule=self.schedule)
+        check.one_of(OPTIMIZERS, optimizer=self.optimizer)
+        check.one_of(AUGMENTATIONS, augmentation=self.augmentation)
         if self.schedule == "step":
             _check_milestones(self.milestones, self.epochs)
 
     def steps_per_epoch(self, num_train: int) -> int:
         """Updates of one epoch over N = num_train rows; InputError for N < 1."""
-        _check_counts(num_train=num_train)
+        check.at_least(1, num_train=num_train)
         if self.drop_last and num_train >= self.batch_size:
             return num_train // self.batch_size
         return math.ceil(num_train / self.batch_size)
@@ -117,7 +116,7 @@ def witches_brew(*, epochs: int = 40, learning_rate: float = 0.1) -> Recipe:
     The rate is 0.01 for ConvNet, VGG and MobileNet victims. The released code takes its milestones
     by floor division in floating point, 14, 24, 35 of 40 epochs, and so does this.
     """
-    _check_counts(epochs=epochs)
+    check.at_least(1, epochs=epochs)
     return Recipe(
         epochs=epochs,
         batch_size=128,
@@ -167,32 +166,6 @@ def small(*, epochs: int = 20, learning_rate: float = 0.01, batch_size: int = 32
 def _eighths(epochs: int) -> tuple[int, int, int]:
     """3/8, 5/8 and 7/8 of the epochs as the released code has them; 40 // 1.6 is 24, not 25."""
     return int(epochs // 2.667), int(epochs // 1.6), int(epochs // 1.142)
-
-
-def _check_counts(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise InputError(f"{name} = {value}; it must be at least 1")
-
-
-def _check_range(
-    name: str,
-    value: Any,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    if isinstance(value, jax.core.Tracer) or (least <= value and above < value < below):
-        return
-    limits = ((least, "at least"), (above, "above"), (below, "below"))
-    allowed = " and ".join(f"{word} {limit:g}" for limit, word in limits if math.isfinite(limit))
-    raise InputError(f"{name} = {value}; it must be a finite number {allowed}")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} = {value!r} is not known; allowed are {', '.join(allowed)}")
 
 
 def _check_milestones(milestones: tuple[int, ...], epochs: int) -> None:

@@ -175,5 +175,5 @@ def test_gradient_is_the_central_difference(name, x64):
     ],
 )
 def test_factories_name_the_bad_value(factory, value):
-    with pytest.raises(InputError, match=f"is {value}; must be"):
+    with pytest.raises(InputError, match=f" = {value}; it must be"):
         factory()

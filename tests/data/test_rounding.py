@@ -106,9 +106,9 @@ def test_large_sets_go_block_by_block(monkeypatch):
         ("l2", 0.05, "poisoned row 2 differs by 0.1 in l2; the budget is 0.05"),
         ("l0", 0, "poisoned row 2 differs by 1 in l0; the budget is 0"),
         ("linf", 8, "eps = 8 looks like grey levels; write 8/255"),
-        ("l2", None, "eps = None is not a radius; allowed is a finite number >= 0"),
+        ("l2", None, "eps = None; it must be a finite number at least 0"),
         ("l0", 0.5, "eps = 0.5 counts pixels under l0; write a whole number"),
-        ("l7", 1, "norm = 'l7' is not known; allowed are linf, l2, l0, None"),
+        ("l7", 1, "norm = 'l7'; allowed are linf, l2, l0, None"),
         (None, 0.1, "eps = 0.1 without a norm; allowed is None"),
     ],
 )

@@ -36,7 +36,7 @@ def test_npz_round_trip(tmp_path):
 
 def test_check_keeps_values_and_narrows_dtypes():
     image = np.linspace(0, 1, 24).reshape(2, 3, 4, 1)
-    out = data.check(Dataset(image, np.array([1, 0], np.uint8)), num_classes=2)
+    out = data.check_dataset(Dataset(image, np.array([1, 0], np.uint8)), num_classes=2)
     assert out.image.dtype == np.float32 and out.label.dtype == np.int32
     np.testing.assert_allclose(out.image, image, atol=1e-7)
 
@@ -72,7 +72,7 @@ def _with(row=None, pixel=None, dtype=np.float32, **change):
 )
 def test_check_says_what_is_wrong_in_one_line(bad, words):
     with pytest.raises(InputError) as error:
-        data.check(bad, num_classes=3)
+        data.check_dataset(bad, num_classes=3)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

@@ -27,8 +27,8 @@ def test_poison_rows_of_one_class():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 0.0}, "share = 0; allowed"),
-        ({"share": 1.5}, "share = 1.5; allowed"),
+        ({"share": 0.0}, "share = 0.0; it must be a number above 0 and at most 1"),
+        ({"share": 1.5}, "share = 1.5; it must be a number above 0 and at most 1"),
         ({"share": 0.01}, "less than one"),
         ({"share": 0.9, "label": 1}, "is 45, but class 1 has only"),
         ({"share": 0.1, "label": 7}, "class 7 has only 0"),

@@ -17,7 +17,7 @@ def _flat(dataset):
 def test_blobs_are_sound_balanced_and_separable():
     blobs = data.synthetic.blobs(jax.random.key(0), 303, 4, (5, 6, 3))
     assert blobs.image.shape == (303, 5, 6, 3) and blobs.image.dtype == np.uint8
-    data.check(blobs, num_classes=4)
+    data.check_dataset(blobs, num_classes=4)
     assert set(np.bincount(blobs.label)) == {75, 76}
     x, y = _flat(blobs), np.asarray(blobs.label)
     assert NearestCentroid().fit(x[:200], y[:200]).score(x[200:], y[200:]) > 0.98  # chance 0.25
@@ -35,7 +35,7 @@ def test_blobs_follow_the_key_and_the_noise():
 def test_toy_shapes_are_ten_classes_in_a_stroke():
     shapes = data.synthetic.toy_shapes(jax.random.key(0), 600)
     assert shapes.image.shape == (600, 32, 32, 3) and shapes.image.dtype == np.uint8
-    data.check(shapes, num_classes=10)
+    data.check_dataset(shapes, num_classes=10)
     np.testing.assert_array_equal(np.bincount(shapes.label), np.full(10, 60))
     y = np.asarray(shapes.label)
     grey = _flat(shapes).reshape(-1, 32, 32, 3).mean(-1)
@@ -77,15 +77,15 @@ def test_first_per_class_keeps_the_order():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda d: data.split_validation(jax.random.key(0), d, 1.0), "fraction is 1.0"),
-        (lambda d: data.split_validation(jax.random.key(0), d, 0.0), "fraction is 0.0"),
+        (lambda d: data.split_validation(jax.random.key(0), d, 1.0), "fraction = 1.0"),
+        (lambda d: data.split_validation(jax.random.key(0), d, 0.0), "fraction = 0.0"),
         (lambda d: data.split_validation(jax.random.key(0), d, 1e-3), "empty"),
         (lambda d: data.first_per_class(d, 11), "class 0 has 10 images; 11 are asked for"),
         (lambda d: data.first_per_class(d, 2, num_classes=4), "class 3 has 0 images"),
-        (lambda d: data.first_per_class(d, 0), "num is 0"),
-        (lambda d: data.synthetic.blobs(jax.random.key(0), 0), "num is 0"),
-        (lambda d: data.synthetic.blobs(jax.random.key(0), 5, 0), "num_classes is 0"),
-        (lambda d: data.synthetic.toy_shapes(jax.random.key(0), -1), "num is -1"),
+        (lambda d: data.first_per_class(d, 0), "num = 0"),
+        (lambda d: data.synthetic.blobs(jax.random.key(0), 0), "num = 0"),
+        (lambda d: data.synthetic.blobs(jax.random.key(0), 5, 0), "num_classes = 0"),
+        (lambda d: data.synthetic.toy_shapes(jax.random.key(0), -1), "num = -1"),
     ],
 )
 def test_bad_requests_name_the_value(call, words):

@@ -194,23 +194,27 @@ def test_golden_logits_of_resnet18_in_train_mode():
 
 
 def test_wrong_names_and_arguments_are_one_clear_line():
-    with pytest.raises(InputError, match="no model is called 'resnet-18': did you mean resnet18?"):
+    with pytest.raises(
+        InputError, match="no model is called 'resnet-18'; did you mean 'resnet18'?"
+    ):
         models.create("resnet-18", CIFAR, 10)
-    with pytest.raises(InputError, match="no model is called 'zzz': known are logistic_regression"):
+    with pytest.raises(
+        InputError, match="no model is called 'zzz'; allowed are logistic_regression"
+    ):
         models.create("zzz", CIFAR, 10)
-    with pytest.raises(InputError, match="convnet has no option 'widht': it takes width, dtype"):
+    with pytest.raises(InputError, match="convnet has no option 'widht'; it takes width, dtype"):
         models.create("convnet", CIFAR, 10, widht=3)
     for name in RUNNABLE:
-        with pytest.raises(InputError, match="num_classes=1: must be an integer >= 2"):
+        with pytest.raises(InputError, match="num_classes = 1; it must be at least 2"):
             models.create(name, CIFAR, 1)
-        with pytest.raises(InputError, match="image_shape="):
+        with pytest.raises(InputError, match="image_shape = "):
             models.create(name, (32, 32), 10)
-    with pytest.raises(InputError, match="size='tiny': must be one of small, normal, large"):
+    with pytest.raises(InputError, match="size = 'tiny'; allowed are small, normal, large"):
         models.lenet(MNIST, size="tiny")
     for name, side in (("lenet", 15), ("convnet", 8), ("small_cnn", 3)):
-        with pytest.raises(InputError, match="height and width must be >= "):
+        with pytest.raises(InputError, match="height and width must be at least "):
             models.create(name, (side, side, 1), 10)
-    with pytest.raises(InputError, match="width=0: must be an integer >= 1"):
+    with pytest.raises(InputError, match="width = 0; it must be at least 1"):
         models.resnet18(CIFAR, width=0)
-    with pytest.raises(InputError, match="hidden=0"):
+    with pytest.raises(InputError, match="hidden = 0"):
         models.mlp(MNIST, hidden=(4, 0))

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpoison.perturb import Budget, check_budget
+from jaxpoison import check
+from jaxpoison.perturb import Budget
 from jaxpoison.types import InputError
 
 
@@ -13,22 +14,22 @@ from jaxpoison.types import InputError
         ("linf", 8, "eps = 8 looks like grey levels; write 8/255"),
         ("linf", 1.5, "eps = 1.5 looks like grey levels; write 1.5/255"),
         ("linf", 1000, "eps = 1000 is too large; pixels are in [0, 1]"),
-        ("linf", -0.1, "eps = -0.1 is not a radius; allowed is a finite number >= 0"),
-        ("l2", float("nan"), "eps = nan is not a radius; allowed is a finite number >= 0"),
-        ("l2", float("inf"), "eps = inf is not a radius; allowed is a finite number >= 0"),
+        ("linf", -0.1, "eps = -0.1; it must be a finite number at least 0"),
+        ("l2", float("nan"), "eps = nan; it must be a finite number at least 0"),
+        ("l2", float("inf"), "eps = inf; it must be a finite number at least 0"),
         ("l0", 1.5, "eps = 1.5 counts pixels under l0; write a whole number"),
-        ("l0", -1, "eps = -1 is not a radius; allowed is a finite number >= 0"),
-        ("linf", "8/255", "eps = '8/255' is not a number"),
-        ("linf", None, "eps = 'None' is not a number"),
-        ("linf", True, "eps = 'True' is not a number"),
-        ("linf", np.array([0.1]), "eps = '[0.1]' is not a number"),
-        ("l1", 0.1, "norm = 'l1' is not known; allowed are linf, l2, l0"),
-        (["linf"], 0.1, "norm = ['linf'] is not known; allowed are linf, l2, l0"),
+        ("l0", -1, "eps = -1; it must be a finite number at least 0"),
+        ("linf", "8/255", "eps = '8/255'; it must be a finite number at least 0"),
+        ("linf", None, "eps = None; it must be a finite number at least 0"),
+        ("linf", True, "eps = True; it must be a finite number at least 0"),
+        ("linf", np.array([0.1]), "eps = [0.1]; it must be a finite number at least 0"),
+        ("l1", 0.1, "norm = 'l1'; allowed are linf, l2, l0"),
+        (["linf"], 0.1, "norm = ['linf']; allowed are linf, l2, l0"),
     ],
 )
 def test_a_wrong_budget_is_one_line(norm, eps, message):
     with pytest.raises(InputError) as caught:
-        check_budget(norm, eps)
+        check.radius(norm, eps)
     assert str(caught.value) == message
 
 

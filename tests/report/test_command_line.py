@@ -77,7 +77,7 @@ def test_values_arrive_in_the_config_and_the_code_is_0(command):
         (("--name", "a/b"), "name = 'a/b'; a plain folder name is needed"),
         (("--name", ".."), "name = '..'; a plain folder name is needed"),
         (("--eps", 8), "eps = 8 looks like grey levels; write 8/255"),
-        (("--eps", -0.1), "eps = -0.1 is not a radius; allowed is a finite number >= 0"),
+        (("--eps", -0.1), "eps = -0.1; it must be a finite number at least 0"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_writes_nothing(command, tmp_path, words, message):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
-from jaxpoison.attacks.check import check_at_least, check_one_of, check_positive, check_rows
 from jaxpoison.hypergrad import alternating, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, Bilevel, InputError, Victim
@@ -56,15 +56,15 @@ def error_maximizing(
       empty.
     Source: Fowl et al. 2021, section 3 and released code (crafting settings).
     """
-    check_at_least(2, num_classes=num_classes)
-    check_at_least(1, batch_size=batch_size)
-    check_one_of(("targeted", "untargeted"), goal=goal)
+    check.at_least(2, num_classes=num_classes)
+    check.at_least(1, batch_size=batch_size)
+    check.one_of(("targeted", "untargeted"), goal=goal)
     budget = Budget("linf", eps)
     space = per_sample(budget, init="normal")
     if step_size is None:
         step_size = STEP_PER_EPS * budget.eps
     else:
-        check_positive(step_size=step_size)
+        check.positive(step_size=step_size)
 
     def loss(key, variables, image, label):
         image = image if augment is None else augment(key, image)
@@ -85,7 +85,7 @@ def _frozen(outer_loss) -> Bilevel:
 
     def surrogate(key, scenario):
         del key
-        check_rows(scenario)
+        check.some_rows(scenario)
         if not jax.tree.leaves(scenario.aux):
             raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
         return jax.tree.map(jnp.asarray, scenario.aux)

@@ -19,14 +19,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxpoison import perturb, tree
-from jaxpoison.attacks.check import (
-    check_at_least,
-    check_fraction,
-    check_one_of,
-    check_positive,
-    check_rows,
-)
+from jaxpoison import check, perturb, tree
 from jaxpoison.hypergrad import poisoned_training, rowwise_loss
 from jaxpoison.perturb import Budget, class_wise, per_sample, project_ball
 from jaxpoison.types import (
@@ -107,16 +100,16 @@ def error_minimizing(
     Raises: InputError for a bad value, named.
     Source: Huang et al. 2021, section 3 and released code (CIFAR-10 settings).
     """
-    check_at_least(1, train_steps=train_steps, sweep_steps=sweep_steps, batch_size=batch_size)
-    check_at_least(2, num_classes=num_classes)
-    check_one_of(("sample", "class"), noise=noise)
-    check_positive(portion=portion)
-    check_fraction(portion=portion, stop_error=stop_error)
+    check.at_least(1, train_steps=train_steps, sweep_steps=sweep_steps, batch_size=batch_size)
+    check.at_least(2, num_classes=num_classes)
+    check.one_of(("sample", "class"), noise=noise)
+    check.number(above=0, most=1, portion=portion)
+    check.fraction(stop_error=stop_error)
     budget = Budget("linf", eps)
     if step_size is None:
         step_size = budget.eps / 10
     else:
-        check_positive(step_size=step_size)
+        check.positive(step_size=step_size)
     model = learner(victim, _surrogate_rule() if tx is None else tx)
     if noise == "sample":
         kind = _sample_wise(model, budget, step_size, sweep_steps, batch_size)
@@ -149,7 +142,7 @@ def _rounds(
     """Train the surrogate, sweep the noise, test whether to stop."""
 
     def init(key, scenario):
-        check_rows(scenario)
+        check.some_rows(scenario)
         theta_key, phi_key = jax.random.split(key)
         theta = kind.space.init(theta_key, scenario)
         return State(theta, model.init(phi_key), jnp.int32(0), jnp.array(False))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxpoison import check
 from jaxpoison.attacks.bilevel import closed_form
-from jaxpoison.attacks.check import check_at_least
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Key, as_float
 
@@ -37,8 +37,8 @@ def lsp(*, eps: float | Float[Array, ""] = 1.0, num_classes: int, patch: int = 8
     Source: Yu et al. 2022 and released code.
     """
     budget = Budget("l2", eps)
-    check_at_least(2, num_classes=num_classes)
-    check_at_least(1, patch=patch)
+    check.at_least(2, num_classes=num_classes)
+    check.at_least(1, patch=patch)
     space = per_sample(budget)
 
     def init(key, scenario):

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxpoison import check
 from jaxpoison.attacks.bilevel import closed_form
-from jaxpoison.attacks.check import check_at_least, check_one_of
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, as_float
 
@@ -40,9 +40,9 @@ def one_pixel(
     Raises: InputError for a bad value; at init if there are too few candidates.
     Source: Wu et al. 2023, algorithm 1, and released code.
     """
-    check_at_least(2, num_classes=num_classes)
-    check_at_least(1, num_pixels=num_pixels)
-    check_one_of(("code", "paper"), objective=objective)
+    check.at_least(2, num_classes=num_classes)
+    check.at_least(1, num_pixels=num_pixels)
+    check.one_of(("code", "paper"), objective=objective)
     space = per_sample(Budget("l0", num_pixels))
 
     def init(key, scenario):

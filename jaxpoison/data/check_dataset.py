@@ -1,18 +1,16 @@
 """The gate at the edge: what comes from outside is either a sound `Dataset` or one clear line."""
 
-import difflib
-from collections.abc import Iterable
-
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxpoison import check
 from jaxpoison.types import Dataset, InputError
 
-__all__ = ["check"]
+__all__ = ["check_dataset"]
 
 
-def check(dataset: Dataset, *, num_classes: int | None = None) -> Dataset:
+def check_dataset(dataset: Dataset, *, num_classes: int | None = None) -> Dataset:
     """The same labeled images in the dtypes the library computes with, or an `InputError`.
 
     Reads every value once, on the host: for loaders and scripts, not inside traced code.
@@ -35,7 +33,7 @@ def check(dataset: Dataset, *, num_classes: int | None = None) -> Dataset:
 def checked(
     image: ArrayLike, label: ArrayLike, *, num_classes: int | None = None, source: str = ""
 ) -> Dataset:
-    """As `check`, of two arrays; `source` (a file, a set) stands at the head of the error."""
+    """`check_dataset` of two arrays; `source` (a file, a set) stands at the head of the error."""
     try:
         image, label = _array("images", image), _array("labels", label)
         _check_shapes(image, label)
@@ -45,18 +43,6 @@ def checked(
         raise InputError(f"{source}: {error}" if source else str(error)) from error
     dtype = jnp.uint8 if image.dtype == np.uint8 else jnp.float32
     return Dataset(jnp.asarray(image, dtype), jnp.asarray(label, jnp.int32))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message that names what may have been meant; empty if nothing is."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def one_line(error: BaseException) -> str:
-    """What a foreign exception says, on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _array(what: str, value: ArrayLike) -> np.ndarray:
@@ -103,8 +89,8 @@ def _check_pixels(image: np.ndarray) -> None:
 def _check_labels(label: np.ndarray, num_classes: int | None) -> None:
     if not np.issubdtype(label.dtype, np.integer):
         raise InputError(f"labels are {label.dtype}; allowed are integers")
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"num_classes is {num_classes}; must be at least 1")
+    if num_classes is not None:
+        check.at_least(1, num_classes=num_classes)
     limit = np.iinfo(np.int32).max if num_classes is None else num_classes
     bad = (label < 0) | (label >= limit)
     if bad.any():

@@ -1,0 +1,154 @@
+"""Checks of single values: silent, or an `InputError` of one line that says what is allowed.
+
+A keyword is the name in that line: `at_least(1, num=num)`. Traced numbers pass: they have no value
+to look at yet.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpoison.types import InputError, Scenario
+
+__all__ = [
+    "NORMS",
+    "at_least",
+    "fraction",
+    "nearest",
+    "number",
+    "one_line",
+    "one_of",
+    "positive",
+    "radius",
+    "some_rows",
+]
+
+NORMS = ("linf", "l2", "l0")
+"""The norms a budget may be stated in."""
+
+
+def at_least(low: int, **values: Any) -> None:
+    """Whole numbers >= low; a boolean is none."""
+    for name, value in values.items():
+        item = _item(value)
+        if isinstance(item, jax.core.Tracer):
+            continue
+        if isinstance(item, bool) or not isinstance(item, numbers.Integral):
+            raise InputError(f"{name} = {_shown(value)}; it must be a whole number")
+        if item < low:
+            raise InputError(f"{name} = {_shown(value)}; it must be at least {low}")
+
+
+def number(
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    **values: Any,
+) -> None:
+    """Finite numbers, least <= value <= most and above < value < below; a boolean is none."""
+    limits = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
+    words = " and ".join(f"{word} {limit:g}" for limit, word in limits if math.isfinite(limit))
+    kind = "finite number" if most == below == math.inf else "number"
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        x = _float(value)
+        if not (math.isfinite(x) and least <= x <= most and above < x < below):
+            raise InputError(f"{name} = {_shown(value)}; it must be a {kind} {words}".rstrip())
+
+
+def positive(**values: Any) -> None:
+    """Finite numbers above 0."""
+    number(above=0, **values)
+
+
+def fraction(**values: Any) -> None:
+    """Numbers in [0, 1]."""
+    number(least=0, most=1, **values)
+
+
+def one_of(allowed: Iterable[Any], **values: Any) -> None:
+    """Values that are among `allowed`."""
+    allowed = tuple(allowed)
+    for name, value in values.items():
+        if value not in allowed:
+            raise InputError(
+                f"{name} = {_shown(value)}; allowed are {', '.join(map(str, allowed))}"
+            )
+
+
+def radius(norm: Any, eps: Any, *, pixels: bool = True) -> Any:
+    """`eps` as a Python number, if it is a radius in `norm`.
+
+    Args:
+      norm: one of `NORMS`.
+      eps: a number, a NumPy or JAX scalar, or a traced scalar, whose value is not looked at.
+      pixels: whether linf is of pixels in [0, 1], where it is at most 1.
+
+    Returns:
+      An int for l0, a float for the other norms, the tracer itself if traced.
+    """
+    one_of(NORMS, norm=norm)
+    number(least=0, eps=eps)
+    if isinstance(eps, jax.core.Tracer):
+        if eps.shape:
+            raise InputError(f"eps has shape {eps.shape}; a scalar is needed")
+        return eps
+    size = _float(eps)
+    if norm == "l0":
+        if size != int(size):
+            raise InputError(f"eps = {size:g} counts pixels under l0; write a whole number")
+        return int(size)
+    if norm == "linf" and pixels and size > 1:
+        if size <= 255:
+            raise InputError(f"eps = {size:g} looks like grey levels; write {size:g}/255")
+        raise InputError(f"eps = {size:g} is too large; pixels are in [0, 1]")
+    return size
+
+
+def some_rows(scenario: Scenario) -> None:
+    """A scenario with rows that may change: a mean over none is undefined."""
+    if not scenario.index.shape[0]:
+        raise InputError("scenario.index is empty; it must name the rows that may change")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The tail of a message that names what may have been meant; empty if nothing is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What a foreign exception says, on one line of at most 300 characters."""
+    return _short(str(error), 300) or type(error).__name__
+
+
+def _item(value: Any) -> Any:
+    """What a concrete array without axes holds; all else as it is."""
+    arrays = np.ndarray | jax.Array
+    if isinstance(value, arrays) and value.shape == () and not isinstance(value, jax.core.Tracer):
+        return value.item()
+    return value
+
+
+def _float(value: Any) -> float:
+    """NaN if it is no real number."""
+    item = _item(value)
+    real = isinstance(item, numbers.Real) and not isinstance(item, bool)
+    return float(item) if real else math.nan
+
+
+def _shown(value: Any) -> str:
+    return _short(repr(value) if isinstance(value, str) else str(value), 60)
+
+
+def _short(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
