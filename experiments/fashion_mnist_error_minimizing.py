@@ -25,8 +25,9 @@ class Config(ImageConfig):
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: a few hundred images, one epoch."""
-        small = {"train_images": 200, "test_images": 100, "rounds": 1, "epochs": 1, "victims": 2}
+        """Seconds: a linear victim, a few hundred images, one epoch."""
+        small = {"network": "logistic_regression", "rounds": 1, "epochs": 1, "victims": 2}
+        small |= {"train_images": 200, "test_images": 100}
         return cls(**small | options)
 
 

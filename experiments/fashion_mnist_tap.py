@@ -26,8 +26,9 @@ class Config(ImageConfig):
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: a few hundred images, one epoch."""
-        small = {"train_images": 200, "test_images": 100, "steps": 2, "epochs": 1, "victims": 2}
+        """Seconds: a linear victim, a few hundred images, one epoch."""
+        small = {"network": "logistic_regression", "steps": 2, "epochs": 1, "victims": 2}
+        small |= {"train_images": 200, "test_images": 100}
         return cls(**small | options)
 
 

@@ -22,6 +22,8 @@ class Config(StudyConfig):
 
     eps: float = 0.3
     """L-infinity radius, pixels in [0, 1]; LSP gets the L2 radius 8 eps of its corners."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Layers of the MLP that is victim and surrogate."""
     epochs: int = 20
     """Of every victim and of the surrogate (Adam 0.001, batch 32)."""
     em_rounds: int = 20
@@ -31,14 +33,15 @@ class Config(StudyConfig):
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: two epochs, few steps."""
-        return cls(epochs=2, em_rounds=2, tap_steps=20, victims=2, **options)
+        """Seconds: a linear victim, two epochs, few steps."""
+        small = {"hidden": (), "epochs": 2, "em_rounds": 2, "tap_steps": 20, "victims": 2}
+        return cls(**small | options)
 
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     train, test = jp.data.digits("train"), jp.data.digits("test")
-    victim = jp.models.mlp(train.image.shape[1:], 10, batch_norm=False)
+    victim = jp.models.mlp(train.image.shape[1:], 10, hidden=config.hidden, batch_norm=False)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=1e-3)
     eps, linf = config.eps, jp.perturb.Budget("linf", config.eps)
     l2 = jp.perturb.Budget("l2", eps * math.sqrt(train.image[0].size))

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,8 +27,17 @@ def prepared(shared_data, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def quick_compile():
+    """Compilation without optimization: here a script's wiring is tested, not its speed."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke(name, tmp_path, request):
+def test_smoke(name, tmp_path, request, quick_compile):
     module = importlib.import_module(f"experiments.{name}")
     options = {"runs": tmp_path}
     if any(field.name == "data_dir" for field in dataclasses.fields(module.Config)):
@@ -56,7 +66,7 @@ def check_record(record, name, config):
         for field in ("final_accuracy", "peak_accuracy"):
             assert set(entry[field]) == RATE
             values = entry[field]["values"]
-            assert len(values) == config.victims and np.all((0 <= np.array(values)))
+            assert len(values) == config.victims and np.all(0 <= np.array(values))
             assert np.all(np.array(values) <= 1)
             assert entry[field]["mean"] == pytest.approx(np.mean(values))
         assert entry["expect"]
