@@ -30,10 +30,9 @@ def prepared(shared_data, tmp_path_factory):
 @pytest.fixture
 def quick_compile():
     """Compilation without optimization: here a script's wiring is tested, not its speed."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,5 +19,3 @@ __all__ = [
     "split_validation",
     "synthetic",
 ]
-
-check = check_dataset  # what report/main_job.py still imports

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxpoison import over
-from jaxpoison.data import check, poison_rows
+from jaxpoison.data import check_dataset, poison_rows
 from jaxpoison.perturb import Budget
 from jaxpoison.report.study import Study, StudyConfig
 from jaxpoison.types import Attack, Dataset, Scenario, Split, Victim, as_float
@@ -99,7 +99,7 @@ def main_job(
     Raises: InputError and NonFiniteError as in `Study`; InputError for unsound data or labels that
       the network has no logit for, before anything is written.
     """
-    split = Split(*(check(part, num_classes=_num_classes(victim, part)) for part in split))
+    split = Split(*(check_dataset(part, num_classes=_num_classes(victim, part)) for part in split))
     study = Study(experiment, config)
     if done := study.finished():
         return done

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxpoison import checkpoint, loops, over
+from jaxpoison import check, checkpoint, loops, over
 from jaxpoison.data import poisoned
 from jaxpoison.perturb import Budget
 from jaxpoison.report import figures, record, tables
@@ -61,10 +61,8 @@ class StudyConfig:
     """Of the training rows that may change, above 0 up to 1; a seeded choice, the rest is clean."""
 
     def __post_init__(self):
-        if self.victims < 1:
-            raise InputError(f"victims = {self.victims}; it must be at least 1")
-        if not 0 < self.share <= 1:
-            raise InputError(f"share = {self.share}; allowed is above 0, up to 1")
+        check.at_least(1, victims=self.victims)
+        check.number(above=0, most=1, share=self.share)
         if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these
             raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
         if self.name in ("", "..") or pathlib.Path(self.name).name != self.name:

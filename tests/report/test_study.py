@@ -227,8 +227,8 @@ def test_targets_are_judged_victim_by_victim(tmp_path):
     ("settings", "message"),
     [
         ({"victims": 0}, "victims = 0; it must be at least 1"),
-        ({"share": 0.0}, "share = 0.0; allowed is above 0, up to 1"),
-        ({"share": 1.5}, "share = 1.5; allowed is above 0, up to 1"),
+        ({"share": 0.0}, "share = 0.0; it must be a number above 0 and at most 1"),
+        ({"share": 1.5}, "share = 1.5; it must be a number above 0 and at most 1"),
         ({"seed": -1}, "seed = -1; it must be from 0 to 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296; it must be from 0 to 4294967295"),
         ({"name": ""}, "name = ''; a plain folder name is needed"),
