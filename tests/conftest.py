@@ -1,5 +1,6 @@
 """Four fake devices, a compilation cache on disk, and the strict flags of the suite."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -27,6 +28,14 @@ with install_import_hook("jaxpoison", "tests.typecheck.checked"):
     import jaxpoison  # noqa: F401
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """Drop a module's compiled programs: each holds memory maps, of which a process has 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
