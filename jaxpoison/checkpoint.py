@@ -1,8 +1,8 @@
 """Checkpoints of any state: orbax writes the arrays, a digest file says that they are whole.
 
 A checkpoint is a folder `<step>/` with `state/` (orbax) and, written last, `meta.json` with the
-SHA-256 of every file. One without `meta.json` was cut off while being written and does not count;
-one whose digests differ is damaged. The newest valid one wins.
+SHA-256 of every file and of itself. One without `meta.json` was cut off while being written and
+does not count; one whose digests differ is damaged. The newest valid one wins.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,11 +20,24 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jaxpoison import check
 from jaxpoison.types import InputError
 
-__all__ = ["Book", "Restored", "Seconds", "digest", "restore", "save", "valid_steps", "write_json"]
+__all__ = [
+    "Book",
+    "Restored",
+    "Seconds",
+    "digest",
+    "json_text",
+    "restore",
+    "save",
+    "sealed",
+    "valid_steps",
+    "write_json",
+]
 
 PyTree = Any
+_UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Seconds(NamedTuple):
@@ -39,7 +52,7 @@ class Restored(NamedTuple):
 
     state: PyTree
     step: int
-    notes: dict[str, Any]
+    notes: Any
 
 
 def digest(path: pathlib.Path) -> str:
@@ -48,11 +61,21 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_text(value: Any) -> str:
+    """`value` as the text of a JSON file; a NaN or infinity is a ValueError."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with one more entry, last: the SHA-256 of the JSON text of the others."""
+    return content | {"sha256": hashlib.sha256(json_text(content).encode()).hexdigest()}
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write `value` to `path` in one step: a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json_text(value))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,8 +101,8 @@ def save(
     try:
         with _quiet_threads():
             ocp.save(str(path.absolute() / "state"), _without_empty(state))
-        files = {str(f.relative_to(path)): digest(f) for f in _files(path)}
-        write_json(path / "meta.json", {"step": step, "files": files, "notes": notes})
+        meta = {"step": step, "files": _digests(path), "notes": notes}
+        write_json(path / "meta.json", sealed(meta))
     except (OSError, ValueError) as error:  # a full disk is either, depending on the moment
         shutil.rmtree(path, ignore_errors=True)
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -90,12 +113,15 @@ def save(
             shutil.rmtree(other, ignore_errors=True)
 
 
-def restore(folder: pathlib.Path, like: PyTree) -> Restored | None:
+def restore(
+    folder: pathlib.Path, like: PyTree, *, read: Callable[[dict[str, Any]], Any] = dict
+) -> Restored | None:
     """The newest valid checkpoint of `folder`, or None where there is none yet.
 
     Args:
       folder: the checkpoints of one run.
       like: a state of the wanted structure, shapes, dtypes and shardings.
+      read: makes of the notes what is returned; an error of its own says that they are damaged.
 
     Raises:
       InputError: every checkpoint is damaged, or the newest was made with other settings.
@@ -104,17 +130,13 @@ def restore(folder: pathlib.Path, like: PyTree) -> Restored | None:
     for step in reversed(valid_steps(folder)):
         path = folder / f"{step:08d}"
         try:
-            meta = json.loads((path / "meta.json").read_text())
-            broken = [n for n, sha in meta["files"].items() if digest(path / n) != sha]
-            saved, notes = meta["step"], meta["notes"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            broken, saved, notes = [f"meta.json: {type(error).__name__}"], step, {}
-        if broken:
-            damaged.append(f"{path} ({broken[0]})")
+            notes = read(_sound_notes(path, step))
+        except _UNSOUND as error:
+            damaged.append(f"{path} ({check.one_line(error)})")
             continue
         if damaged:
             warnings.warn(f"damaged checkpoint {damaged[0]} passed over for {path}", stacklevel=2)
-        return Restored(_load(path / "state", like), saved, notes)
+        return Restored(_load(path / "state", like), step, notes)
     if damaged:
         raise InputError(
             f"checkpoint {damaged[0]} is damaged and no older one is valid; "
@@ -151,11 +173,12 @@ class Book:
             self._metrics.open("a").close()
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
-        found = restore(self.folder / "checkpoints", state)
+        found = restore(self.folder / "checkpoints", state, read=_key_and_seconds)
         if found is None:
             self._write_metrics()
             return fresh
-        if found.notes["key"] != self.key:
+        key, seconds = found.notes
+        if key != self.key:
             raise InputError(f"{self.folder} was made with another key (seed); use another folder")
         if found.step > num_steps:
             raise InputError(
@@ -163,7 +186,7 @@ class Book:
             )
         if len(self._read_metrics(found.step)) != found.step:
             self._write_metrics()
-        return found.state, found.step, Seconds(**found.notes["seconds"])
+        return found.state, found.step, seconds
 
     def record(self, start, rows):
         """Append the info of steps start, start + 1, ... to metrics.jsonl."""
@@ -217,6 +240,13 @@ class Book:
         temporary = self.folder / ".metrics.jsonl"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in self.lines))
         temporary.replace(self._metrics)
+
+
+def _key_and_seconds(notes: dict[str, Any]) -> tuple[Any, Seconds]:
+    """What `Book.save` noted."""
+    seconds = Seconds(**notes["seconds"])
+    check.number(least=0, **seconds._asdict())
+    return notes["key"], seconds
 
 
 def _plain(x: Any) -> Any:
@@ -279,8 +309,29 @@ def valid_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the checkpoints that were written to their end, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.parent.name) for p in folder.glob("[0-9]*/meta.json"))
+    names = (p.parent.name for p in folder.glob("[0-9]*/meta.json"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(f for f in path.rglob("*") if f.is_file())
+def _sound_notes(path: pathlib.Path, step: int) -> dict[str, Any]:
+    """The notes of the checkpoint at `path`; a ValueError names a file not as it was written."""
+    try:
+        text = (path / "meta.json").read_bytes().decode()
+        meta = json.loads(text)
+        content = {name: value for name, value in meta.items() if name != "sha256"}
+        intact = json_text(sealed(content)) == text
+        saved, files, notes = meta["step"], dict(meta["files"]), dict(meta["notes"])
+    except _UNSOUND as error:
+        raise ValueError(f"meta.json: {check.one_line(error)}") from error
+    if not intact or saved != step:
+        raise ValueError("meta.json was changed")
+    found = _digests(path)
+    del found["meta.json"]
+    if differing := [name for name in found | files if found.get(name) != files.get(name)]:
+        raise ValueError(differing[0])
+    return notes
+
+
+def _digests(path: pathlib.Path) -> dict[str, str]:
+    files = sorted(f for f in path.rglob("*") if f.is_file())
+    return {str(f.relative_to(path)): digest(f) for f in files}

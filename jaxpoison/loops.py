@@ -110,11 +110,12 @@ def run_chunks(
     state, steps_key, data = _place((state, steps_key, data), home)
     book = checkpoint.Book(directory, key, process, state, data)
     state, step, seconds = book.resume(state, num_steps)
+    compile_seconds = seconds.compile
     if step < num_steps:
         zero = jax.device_put(np.int32(step), home)
         # Zero steps: compiles the program, and the state comes back as it was.
         state, _, _ = jax.block_until_ready(_chunk(process, steps_key, state, data, zero, zero))
-    compile_seconds = seconds.compile + time.perf_counter() - started
+        compile_seconds += time.perf_counter() - started
 
     spent, last_save, done_at_save, length = seconds.steps, time.perf_counter(), step, 1
     with _bar(console, description, step, num_steps) as advance, _signals() as received:

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not there, and one clear line when they cannot be used."""
 
 import errno
+import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -149,6 +151,58 @@ def test_a_damaged_meta_file_is_a_damaged_checkpoint(tmp_path, content):
     with pytest.warns(UserWarning, match="00000005"):
         found = checkpoint.restore(tmp_path, state())
     assert found is not None and found.step == 1
+
+
+def resign(meta, **changes):
+    """Edit meta.json as a forger would, with a right digest of its own."""
+    content = json.loads(meta.read_text())
+    del content["sha256"]
+    text = json.dumps(content | changes, indent=2) + "\n"
+    signed = json.loads(text) | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    meta.write_text(json.dumps(signed, indent=2) + "\n")
+
+
+def passed_over(folder, like, **options):
+    with pytest.warns(UserWarning, match=r"damaged checkpoint .*00000005 .* passed over") as record:
+        found = checkpoint.restore(folder, like, **options)
+    assert len(record) == 1 and "\n" not in str(record[0].message)
+    assert found is not None and found.step == 1
+
+
+def test_every_change_of_the_meta_file_is_damage(tmp_path):
+    small = {"x": jnp.ones(2)}
+    for step in (1, 5):
+        checkpoint.save(tmp_path, step, small, notes={"a": 0.5})
+    meta = tmp_path / "00000005" / "meta.json"
+    whole = meta.read_bytes()
+    for place in range(0, len(whole), 7):
+        for bit in (1, 128):
+            meta.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            passed_over(tmp_path, small)
+    for text in (whole[:-1], whole + b" ", whole.replace(b": ", b":"), b"[" * 100_000, b"1e999"):
+        meta.write_bytes(text)
+        passed_over(tmp_path, small)
+    meta.write_bytes(whole.replace(b'"step": 5', b'"step": 6'))
+    passed_over(tmp_path, small)
+    meta.write_bytes(whole)
+    found = checkpoint.restore(tmp_path, small)
+    assert found is not None and found.step == 5
+
+
+@pytest.mark.parametrize("field", ["step", "files", "notes"])
+@pytest.mark.parametrize("value", [None, 6, "5", 5.5, [], [5], {}, {"a": 1}, {"state": "0"}])
+def test_a_meta_file_of_other_types_is_damage_even_if_its_digest_is_right(tmp_path, field, value):
+    small = {"x": jnp.ones(2)}
+    for step in (1, 5):
+        checkpoint.save(tmp_path, step, small, notes={"a": 0.5})
+    resign(tmp_path / "00000005" / "meta.json", **{field: value})
+    passed_over(tmp_path, small, read=lambda notes: notes["a"] * 2.0 + {0.5: 0}[notes["a"]])
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_does_not_count(tmp_path):
+    save(tmp_path, 1, 1.0)
+    shutil.copytree(tmp_path / "00000001", tmp_path / "00000001 (copy)")
+    assert checkpoint.valid_steps(tmp_path) == [1]
 
 
 def test_all_damaged_is_one_line_and_nothing_is_deleted(tmp_path):

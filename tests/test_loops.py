@@ -218,7 +218,7 @@ def test_a_run_resumes_on_its_own_and_a_finished_one_is_only_loaded(tmp_path, mo
     loaded, loaded_info, again = go(process, tmp_path, console=Console(file=screen))
     chex.assert_trees_all_equal(loaded, state)
     chex.assert_trees_all_equal(loaded_info, info)
-    assert again.steps == seconds.steps and screen.getvalue() == ""
+    assert again == seconds and screen.getvalue() == ""
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert after == before
 
@@ -254,6 +254,23 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path):
         state, again, _ = go(process, tmp_path)
     chex.assert_trees_all_equal(state, whole)
     chex.assert_trees_all_equal(again, info)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{}, {"key": [0, 0]}, {"key": [0, 0], "seconds": 3}]
+    + [{"key": [0, 0], "seconds": s} for s in ({}, {"compile": 1, "steps": "2"}, {"x": 1})]
+    + [{"key": [0, 0], "seconds": {"compile": -1.0, "steps": 2.0}}],
+)
+def test_notes_of_other_types_are_damage_even_if_their_digest_is_right(tmp_path, notes):
+    process = walk()
+    go(process, tmp_path, num_steps=7, save_every=5)
+    path = tmp_path / "checkpoints" / "00000007" / "meta.json"
+    content = json.loads(path.read_text()) | {"notes": notes}
+    del content["sha256"]
+    path.write_text(checkpoint.json_text(checkpoint.sealed(content)))
+    with pytest.warns(UserWarning, match="damaged checkpoint .*00000007"):
+        go(process, tmp_path)
 
 
 @pytest.mark.parametrize("nan_at", [0, 7])
