@@ -1,6 +1,6 @@
 """Published data-poisoning attacks and the defenses against them, as pure functions in JAX."""
 
-from jaxpoison import attacks, data, hypergrad, models, perturb, tree, victims
+from jaxpoison import attacks, check, data, hypergrad, models, perturb, tree, victims
 from jaxpoison.loops import NonFiniteError, run, run_chunks
 from jaxpoison.over import best_of, device_mesh, over_devices, over_ensemble, over_restarts
 from jaxpoison.types import (
@@ -40,6 +40,7 @@ __all__ = [
     "Victim",
     "attacks",
     "best_of",
+    "check",
     "data",
     "device_mesh",
     "hypergrad",

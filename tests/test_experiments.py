@@ -2,16 +2,16 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from jaxpoison.data import poisoned
+from jaxpoison.data import poisoned, synthetic
+from jaxpoison.report import ImageConfig, tables
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
@@ -19,11 +19,12 @@ RATE = {"mean", "low", "high", "values"}
 
 
 @pytest.fixture(scope="session")
-def prepared(shared_data, tmp_path_factory):
-    """Fashion-MNIST as a TFDS set."""
-    folder = tmp_path_factory.mktemp("tfds")
-    command = [sys.executable, str(shared_data / "prepare.py"), "--tfds", str(folder)]
-    subprocess.run([*command, "fashion_mnist"], check=True, capture_output=True)
+def images(tmp_path_factory):
+    """Generated images in the place, shape and number of the first of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("npz")
+    for seed, (split, num) in enumerate({"train": 200, "test": 100}.items()):
+        image, label = synthetic.blobs(jax.random.key(seed), num, 10, (28, 28, 1))
+        np.savez(folder / f"fashion_mnist-{split}.npz", image=image, label=label)
     return folder
 
 
@@ -37,13 +38,22 @@ def quick_compile():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path, request, quick_compile):
-    module = importlib.import_module(f"experiments.{name}")
-    options = {"runs": tmp_path}
-    if any(field.name == "data_dir" for field in dataclasses.fields(module.Config)):
-        options["data_dir"] = request.getfixturevalue("prepared")
-    config = module.Config.smoke(**options)
+    module, options = importlib.import_module(f"experiments.{name}"), {"runs": tmp_path}
+    if issubclass(module.Config, ImageConfig):
+        options["data_dir"] = request.getfixturevalue("images")
+    check_run(module, module.Config.smoke(**options), name)
+
+
+def test_smoke_with_a_convolutional_victim(tmp_path, images, quick_compile):
+    module = importlib.import_module("experiments.fashion_mnist_tap")
+    options = {"runs": tmp_path, "data_dir": images, "network": "small_cnn"}
+    check_run(module, module.Config.smoke(**options), "fashion_mnist_tap")
+
+
+def check_run(module, config, name):
+    """The main job leaves its record, pictures and verified poisons."""
     record = module.main(config)
-    run = tmp_path / name / "default"
+    run = config.runs / name / "default"
     assert json.loads((run / "result.json").read_text()) == record
     check_record(record, name, config)
     for picture in ("grid.png", "curves.png"):
@@ -76,19 +86,22 @@ def check_record(record, name, config):
         assert set(number) == {"what", "value", "source"} and 0 <= number["value"] <= 1
 
 
-@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("*.json")), ids=lambda p: p.stem)
-def test_committed_records_are_whole_and_stand_in_the_tables(path):
-    from jaxpoison.report import tables
-
-    record = json.loads(path.read_text())
-    module = importlib.import_module(f"experiments.{record['experiment']}")
-    check_record(record, path.stem, module.Config(**_known(module.Config, record["config"])))
+def test_the_tables_are_the_committed_records_and_nothing_else():
+    paths = sorted((FOLDER / "results").glob("*.json"))
+    assert {p.stem for p in paths} == set(NAMES)
+    rows = []
+    for path in paths:
+        record = json.loads(path.read_text())
+        config = importlib.import_module(f"experiments.{path.stem}").Config
+        known = {field.name for field in dataclasses.fields(config)}
+        settings = {k: v for k, v in record["config"].items() if k in known}
+        for k, v in settings.items():
+            settings[k] = tuple(v) if isinstance(v, list) else v
+        assert config(**settings) == config(), "the record is of the default settings"
+        check_record(record, path.stem, config())
+        rows += tables.markdown(record)
     for page in (FOLDER / "README.md", FOLDER.parent / "README.md"):
-        for row in tables.markdown(record):
-            assert row in page.read_text(), f"{page.name} lacks the row\n{row}"
-
-
-def _known(config, settings):
-    names = {field.name for field in dataclasses.fields(config)}
-    assert set(settings) <= names
-    return settings
+        head = "| experiment | attack, budget |"
+        _, _, table = page.read_text().partition(head)
+        lines = itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()[1:])
+        assert sorted(lines) == sorted([*rows, "|---|---|---|---|---|---|---|"]), page

@@ -10,7 +10,7 @@ from jaxpoison.types import Dataset, InputError
 __all__ = ["check_dataset"]
 
 
-def check_dataset(dataset: Dataset, *, num_classes: int | None = None) -> Dataset:
+def check_dataset(dataset: Dataset, *, num_classes: int | None = None, source: str = "") -> Dataset:
     """The same labeled images in the dtypes the library computes with, or an `InputError`.
 
     Reads every value once, on the host: for loaders and scripts, not inside traced code.
@@ -19,6 +19,7 @@ def check_dataset(dataset: Dataset, *, num_classes: int | None = None) -> Datase
       dataset: image [N, H, W, C], uint8 grey levels or float32/float64 in [0, 1]; label [N], any
         integer dtype. numpy or jax arrays (or lists), N, H, W, C >= 1.
       num_classes: L; labels must lie in [0, L). None asks only that none is negative.
+      source: what the set is called at the head of the error.
 
     Returns:
       A `Dataset` of jax arrays: image uint8 or float32, label int32.
@@ -27,7 +28,7 @@ def check_dataset(dataset: Dataset, *, num_classes: int | None = None) -> Datase
       InputError, one line, naming the value and what is allowed, and the first bad row if there
       is one.
     """
-    return checked(dataset.image, dataset.label, num_classes=num_classes)
+    return checked(dataset.image, dataset.label, num_classes=num_classes, source=source)
 
 
 def checked(

@@ -1,16 +1,27 @@
 """The main job in one call: every arm is crafted, stored, verified, trained on and judged."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxpoison import over
+from jaxpoison import check, over
 from jaxpoison.data import check_dataset, poison_rows
+from jaxpoison.data.verification import fingerprint
+from jaxpoison.models import num_params
 from jaxpoison.perturb import Budget
 from jaxpoison.report.study import Study, StudyConfig
-from jaxpoison.types import Attack, Dataset, Scenario, Split, Victim, as_float
+from jaxpoison.types import (
+    Attack,
+    Dataset,
+    InputError,
+    Scenario,
+    Split,
+    Variables,
+    Victim,
+)
 from jaxpoison.victims import Recipe, victim_training
 
 __all__ = ["Arm", "arm", "main_job"]
@@ -96,29 +107,38 @@ def main_job(
       chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions.
 
     Returns: the record, also in result.json.
-    Raises: InputError and NonFiniteError as in `Study`; InputError for unsound data or labels that
-      the network has no logit for, before anything is written.
+    Raises: NonFiniteError as in `run_chunks`; InputError as in `Study`, and for unsound data, a
+      label the network has no logit for, or an attack that cannot start, before anything is
+      written or removed.
     """
-    split = Split(*(check_dataset(part, num_classes=_num_classes(victim, part)) for part in split))
-    study = Study(experiment, config)
-    if done := study.finished():
-        return done
+    rows_key, *keys = jax.random.split(jax.random.key(config.seed), 4)
+    split = _checked(victim, split)
     train, test = split
     num = len(train.label)
-    keys = jax.random.split(jax.random.key(config.seed), 4)
-    victim_key, surrogate_key, attack_key, rows_key = keys
+    rows = poison_rows(rows_key, train, share=config.share)
+    single = victim_training(victim, recipe, num)
+    guide = None if surrogate is None else victim_training(victim, surrogate, num)
+    _rehearse(arms, Scenario(train, train, rows, () if guide is None else _abstract(victim)))
+    facts = {
+        "data": {"train": fingerprint(train), "test": fingerprint(test)},
+        "parameters": num_params(victim),
+        "recipe": dataclasses.asdict(recipe),
+        "surrogate": None if surrogate is None else dataclasses.asdict(surrogate),
+        "attacks": {k: one.settings | {"num_steps": one.num_steps} for k, one in arms.items()},
+    }
+    study = Study(experiment, config, facts=facts)
+    if done := study.finished():
+        return done
+    victim_key, surrogate_key, attack_key = keys
     aux = ()
-    if surrogate is not None:
+    if guide is not None and surrogate is not None:
+        # Judged on its own training set: the test set is not for attacks.
         state, _ = study.train(
-            "surrogate",
-            victim_training(victim, surrogate, num),
-            surrogate_key,
-            Split(train, train),
-            epochs=surrogate.epochs,
+            "surrogate", guide, surrogate_key, Split(train, train), epochs=surrogate.epochs
         )
         aux = state.variables
-    scenario = Scenario(train, train, poison_rows(rows_key, train, share=config.share), aux)
-    training = over.over_restarts(victim_training(victim, recipe, num), config.victims, chunk=chunk)
+    scenario = Scenario(train, train, rows, aux)
+    training = over.over_restarts(single, config.victims, chunk=chunk)
 
     def retrain(name, dataset, expect):
         study.retrain(
@@ -133,23 +153,59 @@ def main_job(
 
     retrain("clean", train, clean)
     for name, one in arms.items():
-        stored = study.craft(
-            name,
-            one.attack,
-            attack_key,
-            scenario,
-            num_steps=one.num_steps,
-            budget=one.budget,
-            source=source,
-            settings=one.settings,
-        )
-        retrain(name, stored, one.expect)
+        repeats = [name] + [f"{name}.{s}" for s in range(1, config.craft_seeds)]
+        for s, repeat in enumerate(repeats):
+            stored = study.craft(
+                repeat,
+                one.attack,
+                jax.random.fold_in(attack_key, s),
+                scenario,
+                num_steps=one.num_steps,
+                budget=one.budget,
+                source=source,
+                settings=one.settings,
+            )
+            retrain(repeat, stored, one.expect)
+        if len(repeats) > 1:
+            study.gather(name, repeats[1:])
     return study.finish(main=main, published=published or [])
 
 
-def _num_classes(victim: Victim, dataset: Dataset) -> int:
-    def scores(key):
-        image = as_float(dataset.image[:1])
-        return victim.apply(victim.init(key), image, train=False)[0]
+def _checked(victim: Victim, split: Split) -> Split:
+    """Both sets sound, of one shape, of classes the network knows; the training set in uint8."""
+    if split.train.image.dtype != "uint8":
+        raise InputError(
+            f"training images are {split.train.image.dtype}; poisons are stored as uint8, so "
+            "uint8 is needed"
+        )
+    if split.train.image.shape[1:] != split.test.image.shape[1:]:
+        raise InputError(
+            f"training images are {split.train.image.shape[1:]}, test images "
+            f"{split.test.image.shape[1:]}; one shape is needed"
+        )
+    num_classes = _num_classes(victim, split.train)
+    return Split(
+        check_dataset(split.train, num_classes=num_classes, source="training set"),
+        check_dataset(split.test, num_classes=num_classes, source="test set"),
+    )
 
-    return jax.eval_shape(scores, jax.random.key(0)).shape[1]
+
+def _rehearse(arms: dict[str, Arm], scenario: Scenario) -> None:
+    """Every attack's first moves without computing, so that a bad one ends before work begins."""
+    for name, one in arms.items():
+        check.at_least(1, **{f"num_steps of {name}": one.num_steps})
+        state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
+        jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
+
+
+def _abstract(victim: Victim) -> Variables:
+    return jax.eval_shape(victim.init, jax.random.key(0))
+
+
+def _num_classes(victim: Victim, dataset: Dataset) -> int:
+    image = jax.ShapeDtypeStruct((1, *dataset.image.shape[1:]), "float32")
+
+    def scores(variables, image):
+        return victim.apply(variables, image, train=False)[0]
+
+    return jax.eval_shape(scores, _abstract(victim), image).shape[1]

@@ -2,7 +2,8 @@
 
     experiment, config, versions, device, date, seconds,
     arms = {name: {final_accuracy, peak_accuracy, train_accuracy, per_class, confusion, curve,
-                   expect, poison, (targeted) success_rate, intended_probability}},
+                   expect, poison, (targeted) success_rate, intended_probability,
+                   (several attack keys) craft_seeds}},
     poison = {norm, eps, measured, psnr, ssim} of the experiment's own attack,
     published = [{what, value, source}]
 
@@ -11,14 +12,9 @@ victim seeds. Seconds are named parts of the wall time, compiling apart.
 """
 
 import datetime
-import importlib.metadata
-import os
-import pathlib
-import platform
 from typing import Any
 
-import jax
-
+from jaxpoison.data.manifest import device, versions
 from jaxpoison.victims import Interval, Judgment
 
 __all__ = ["arm", "device", "published", "record", "versions"]
@@ -34,7 +30,6 @@ FIELDS = {
     "published": list,
 }
 """What a record has besides `poison`, which is null where the experiment has none."""
-PACKAGES = ("jaxpoison", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def record(
@@ -92,31 +87,3 @@ def arm(
 def published(what: str, value: float, source: str) -> dict[str, Any]:
     """A number of somebody else's, to stand beside ours: a fraction, and where it was printed."""
     return {"what": what, "value": value, "source": source}
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages a result depends on."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
-    }
-
-
-def device() -> dict[str, Any]:
-    """Platform, model and number of accelerators, and the host's processor."""
-    first = jax.devices()[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": jax.device_count(),
-        "host": _processor(),
-        "host_cores": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -36,10 +36,11 @@ from jaxpoison.types import (
     TrainState,
     Victim,
 )
-from jaxpoison.victims import hits, judge, similarity
+from jaxpoison.victims import hits, interval, judge, similarity
 
 __all__ = ["Study", "StudyConfig"]
 
+WHERE = ("name", "runs", "overwrite", "data_dir")  # data are known by their hashes
 SHOWN = 8  # images in grid.png: the first rows that may change
 
 
@@ -57,11 +58,13 @@ class StudyConfig:
     """Of everything random, 0 to 4294967295; the same seed gives the same poison."""
     victims: int = 5
     """Fresh victims per training set (seeds of the interval)."""
+    craft_seeds: int = 1
+    """Attack keys per arm; above 1 each gets its own victims, and their spread is reported too."""
     share: float = 1.0
     """Of the training rows that may change, above 0 up to 1; a seeded choice, the rest is clean."""
 
     def __post_init__(self):
-        check.at_least(1, victims=self.victims)
+        check.at_least(1, victims=self.victims, craft_seeds=self.craft_seeds)
         check.number(above=0, most=1, share=self.share)
         if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these
             raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
@@ -69,12 +72,8 @@ class StudyConfig:
             raise InputError(f"name = {self.name!r}; a plain folder name is needed")
 
     def settings(self) -> dict[str, Any]:
-        """What determines the result: all fields but name, runs and overwrite, ready for JSON."""
-        fields = {
-            k: v
-            for k, v in dataclasses.asdict(self).items()
-            if k not in ("name", "runs", "overwrite")
-        }
+        """What determines the result, ready for JSON: all fields but those that say where."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in WHERE}
         return json.loads(json.dumps(fields, default=str))
 
 
@@ -84,19 +83,32 @@ class Study:
     Args:
       experiment: its name, the first level below `config.runs`.
       config: the settings.
+      facts: what else determines the result (hashes of the data, recipes, attack settings), JSON
+        values; kept with the settings in config.json and in the record.
       console: where the table is printed; progress goes to standard error.
 
     Raises:
-      InputError: the folder cannot be written, or holds a run with other settings.
+      InputError: the folder cannot be written, holds a run with other settings, or no run.
     """
 
-    def __init__(self, experiment: str, config: StudyConfig, *, console: Console | None = None):
+    def __init__(
+        self,
+        experiment: str,
+        config: StudyConfig,
+        *,
+        facts: dict[str, Any] | None = None,
+        console: Console | None = None,
+    ):
         self.experiment, self.config = experiment, config
+        self.plan = config.settings() | json.loads(json.dumps(facts or {}))
         self.console = console or Console()
         self.folder = config.runs / experiment / config.name
         try:
-            if config.overwrite and self.folder.exists():
-                shutil.rmtree(self.folder)
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                if not (self.folder / "config.json").is_file():
+                    raise InputError(f"{self.folder} holds other files than a run; choose a --name")
+                if config.overwrite:
+                    shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
         except OSError as error:
@@ -229,6 +241,19 @@ class Study:
             judgment, *success, expect=expect, poison=self._poisons.get(arm)
         )
 
+    def gather(self, arm: str, repeats: list[str]) -> None:
+        """Fold repeats of an arm, crafted with other keys, into it as `craft_seeds`.
+
+        Args:
+          arm: the arm that stays.
+          repeats: arms that go; `craft_seeds` is the interval over the mean final accuracies of
+            `arm` and all of them.
+        """
+        means = [self.arms[name]["final_accuracy"]["mean"] for name in [arm, *repeats]]
+        self.arms[arm]["craft_seeds"] = interval(means)._asdict()
+        for name in repeats:
+            del self.arms[name], self._images[name], self._poisons[name]
+
     def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
         """Draw, write result.json, print the table; returns the record.
 
@@ -242,7 +267,7 @@ class Study:
         shown = {k: v for k, v in self._parts.items() if not k.startswith("compile ")}
         result = record.record(
             self.experiment,
-            self.config.settings(),
+            self.plan,
             seconds=shown | {"compile": compile_seconds, "total": self._total()},
             arms=self.arms,
             poison=self._poisons.get(main),
@@ -280,10 +305,11 @@ class Study:
         return stored.dataset
 
     def _claim(self) -> None:
-        now, there = self.config.settings(), self._read("config.json", {})
+        there = self._read("config.json", {})
         if there is None:
-            checkpoint.write_json(self.folder / "config.json", now)
+            checkpoint.write_json(self.folder / "config.json", self.plan)
             return
+        now, there = _flat(self.plan), _flat(there)
         for name in sorted({*now, *there}):
             if now.get(name) != there.get(name):
                 raise InputError(
@@ -323,6 +349,14 @@ class Study:
 
     def _total(self) -> float:
         return self._wall + time.perf_counter() - self._began
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"recipe.epochs": 20}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(v, f"{name}.{k}" if name else k) for k, v in value.items())
+    return {k: v for part in parts for k, v in part.items()}
 
 
 @jax.jit(static_argnums=0)

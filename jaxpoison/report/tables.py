@@ -37,19 +37,22 @@ def table(record: dict[str, Any]) -> Table:
 def markdown(record: dict[str, Any]) -> list[str]:
     """Rows for README's table, one per poisoned arm, from the record alone.
 
-    experiment | attack and budget | clean | random noise | poisoned | minutes | device
+    experiment | attack and budget | clean | random noise of that norm | poisoned | time | device
     """
     arms, device = record["arms"], record["device"]
     cpu = device["platform"] == "cpu"
     where = f"CPU, {device['host_cores']} cores" if cpu else f"{device['count']} x {device['kind']}"
-    controls = [percent(arms[name]["final_accuracy"]) for name in ("clean", "random-noise")]
+    clean = percent(arms["clean"]["final_accuracy"])
     minutes = f"{record['seconds']['total'] / 60:.1f} min"
     rows = []
     for name, entry in arms.items():
-        if name not in ("clean", "random-noise"):
-            budget = f"{entry['poison']['norm']} {entry['poison']['eps']:.3g}"
+        if name != "clean" and not name.startswith("random-noise"):
+            norm, eps = entry["poison"]["norm"], entry["poison"]["eps"]
+            control = arms.get("random-noise" if norm == "linf" else f"random-noise-{norm}")
+            noise = percent(control["final_accuracy"]) if control else "-"
             poisoned = percent(entry["final_accuracy"])
-            cells = [record["experiment"], f"{name}, {budget}", *controls, poisoned, minutes, where]
+            attack = f"{name}, {norm} {eps:.3g}"
+            cells = [record["experiment"], attack, clean, noise, poisoned, minutes, where]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -63,6 +66,14 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{seeds} victims"
     )
     lines = [Text(f"{name}: {entry['expect']}") for name, entry in record["arms"].items()]
+    lines += [
+        Text(
+            f"{name}: {percent(entry['craft_seeds'])} over {len(entry['craft_seeds']['values'])} "
+            "attack keys"
+        )
+        for name, entry in record["arms"].items()
+        if "craft_seeds" in entry
+    ]
     lines += [
         Text(f"published: {p['what']}: {100 * p['value']:.1f} ({p['source']})")
         for p in record["published"]

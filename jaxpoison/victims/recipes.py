@@ -16,6 +16,7 @@ __all__ = ["Recipe", "dvae", "small", "tap", "witches_brew"]
 
 SCHEDULES = ("constant", "cosine", "step")
 OPTIMIZERS = ("sgd", "adam")
+CIFAR10_MEAN = (0.4914672, 0.4822617, 0.4467701)
 AUGMENTATIONS = ("none", "crop", "crop_flip", "shift_flip")
 
 
@@ -38,6 +39,7 @@ class Recipe:
       drop_last: leave out the last partial batch of an epoch.
       augmentation: "none", "crop_flip" (4 px of zeros, horizontal flip), "crop", or "shift_flip"
         (sub-pixel shift by up to an eighth of the height each way, then flip).
+      fill: color of the padding, pixels in [0, 1]: one value, or one per channel.
       source: where the values come from.
 
     Errors:
@@ -56,6 +58,7 @@ class Recipe:
     clip_norm: float | None = None
     drop_last: bool = False
     augmentation: str = "none"
+    fill: tuple[float, ...] = (0.0,)
     source: str = ""
 
     def __post_init__(self):
@@ -92,9 +95,9 @@ class Recipe:
         """The augmentation as (key, image [B, H, W, C]) -> image."""
         return {
             "none": augment.compose(),
-            "crop": augment.crop(padding=4),
-            "crop_flip": augment.compose(augment.crop(padding=4), augment.flip()),
-            "shift_flip": augment.shift_flip(),
+            "crop": augment.crop(padding=4, fill=self.fill),
+            "crop_flip": augment.compose(augment.crop(padding=4, fill=self.fill), augment.flip()),
+            "shift_flip": augment.shift_flip(fill=self.fill),
         }[self.augmentation]
 
     def _schedule(self, steps: int) -> optax.Schedule:
@@ -110,11 +113,14 @@ class Recipe:
         return lambda count: cosine(jnp.floor_divide(count, steps))
 
 
-def witches_brew(*, epochs: int = 40, learning_rate: float = 0.1) -> Recipe:
+def witches_brew(
+    *, epochs: int = 40, learning_rate: float = 0.1, fill: tuple[float, ...] = (0.0,)
+) -> Recipe:
     """Geiping et al. 2021, "conservative": Nesterov SGD, x 0.1 at 3/8, 5/8, 7/8, sub-pixel shifts.
 
     The rate is 0.01 for ConvNet, VGG and MobileNet victims. The released code takes its milestones
-    by floor division in floating point, 14, 24, 35 of 40 epochs, and so does this.
+    by floor division in floating point, 14, 24, 35 of 40 epochs, and so does this. It pads with the
+    mean color of the data set: give `fill`, e.g. CIFAR10_MEAN.
     """
     check.at_least(1, epochs=epochs)
     return Recipe(
@@ -126,6 +132,7 @@ def witches_brew(*, epochs: int = 40, learning_rate: float = 0.1) -> Recipe:
         nesterov=True,
         weight_decay=5e-4,
         augmentation="shift_flip",
+        fill=fill,
         source="Witches' Brew code, conservative defaults",
     )
 
@@ -145,10 +152,10 @@ def dvae(*, epochs: int = 60) -> Recipe:
     )
 
 
-def tap(*, epochs: int = 40) -> Recipe:
+def tap(*, epochs: int = 40, fill: tuple[float, ...] = (0.0,)) -> Recipe:
     """Fowl et al. 2021: the crafting model of error-maximizing poisons."""
     return dataclasses.replace(
-        witches_brew(epochs=epochs), source="Adversarial poisons code, crafting model"
+        witches_brew(epochs=epochs, fill=fill), source="Adversarial poisons code, crafting model"
     )
 
 

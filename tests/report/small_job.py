@@ -27,21 +27,22 @@ def split():
     return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
 
 
-def run(runs):
+def run(runs, *, data=None, num_steps=1, **options):
     """The record of clean data and noise on half of it, two victims each, after a surrogate."""
     noise = arm(
         jp.attacks.random_noise,
         eps=EPS,
-        num_steps=1,
+        num_steps=num_steps,
         budget=jp.perturb.Budget("linf", EPS),
         expect="as [clean]",
     )
+    config = {"runs": pathlib.Path(runs), "victims": 2, "share": 0.5}
     return main_job(
         "small",
-        StudyConfig(runs=pathlib.Path(runs), victims=2, share=0.5),
+        StudyConfig(**config | options),
         victim=jp.models.mlp(SHAPE, CLASSES, hidden=(6,)),
         recipe=recipes.small(epochs=EPOCHS, batch_size=16),
-        split=split(),
+        split=data or split(),
         source={"name": "blobs"},
         arms={"random-noise": noise},
         main="random-noise",
