@@ -23,8 +23,8 @@ _WORDS = {True: "PASS", False: "FAIL", None: "NOT CHECKED"}
 class Verify:
     """Check a poison folder: hashes, labels, untouched rows, budget on the stored images.
 
-    Each check is PASS, FAIL or NOT CHECKED. Exit code 0: nothing failed; 1: a check failed;
-    2: there is no folder to check, or a wrong setting.
+    Each check is PASS, FAIL or NOT CHECKED. Exit code 0: nothing failed; 2: a check failed, there
+    is no folder to check, or a wrong setting.
     """
 
     path: Positional[pathlib.Path]
@@ -37,15 +37,18 @@ class Verify:
     """An .npz file with the arrays image and label. None: the source the manifest names."""
 
     def run(self) -> int:
-        """Prints the report; 0 if no check failed, else 1."""
+        """Prints the report; an InputError names the first check that failed."""
         clean, reason = self._clean(read_manifest(self.path)[0])
         report = poisoned.verify(self.path, clean, reason=reason)
         for check in report.checks:
-            print(f"{_WORDS[check.passed]:<12} {check.name:<16} {check.detail}")
+            _print(f"{_WORDS[check.passed]:<12} {check.name:<16} {check.detail}")
         open_checks = sum(check.passed is None for check in report.checks)
         tail = f" ({open_checks} not checked)" if open_checks else ""
         print(f"{self.path}: {'nothing failed' if report.passed else 'FAILED'}{tail}")
-        return 0 if report.passed else 1
+        for check in report.checks:
+            if check.passed is False:
+                raise InputError(f"{self.path} does not verify: {check.name}: {check.detail}")
+        return 0
 
     def _clean(self, manifest: Manifest) -> tuple[Dataset | None, str]:
         """The source set; an error only where the user said where it is."""
@@ -74,7 +77,7 @@ class Show:
         """Prints the manifest, one fact a line."""
         manifest, intact = read_manifest(self.path)
         for name, text in _facts(manifest):
-            print(f"{name:<16} {text}")
+            _print(f"{name:<16} {text}")
         if not intact:
             print(f"{'WARNING':<16} the manifest was changed after it was written")
         return 0
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words after the program's name; None takes them from the command line.
 
     Returns:
-      Exit code: 0 fine, 1 a check failed, 2 bad input (one line on stderr).
+      Exit code: 0 fine, 2 bad input or a check that failed (one line on stderr).
     """
     try:
         command = tyro.cli(
@@ -105,6 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _print(line: str) -> None:
+    """As print, whatever characters a manifest names."""
+    print(line.encode("utf-8", "backslashreplace").decode())
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:

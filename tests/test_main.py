@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -60,7 +62,12 @@ def test_a_fresh_process_finds_a_changed_byte(digits_poison, tmp_path):
     np.save(copy / "images.npy", array)
     command = [sys.executable, "-m", "jaxpoison", "verify", str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"error: {copy} does not verify: images.npy: {copy / 'images.npy'} was damaged or changed: "
+        "its SHA-256 is not the manifest's"
+    )
     assert "FAIL         images.npy" in done.stdout
     assert "NOT CHECKED  budget" in done.stdout
     assert done.stdout.splitlines()[-1] == f"{copy}: FAILED (4 not checked)"
@@ -112,6 +119,28 @@ def test_bad_input_is_one_line_on_stderr_and_code_2(digits_poison, capsys, words
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"attack": "\ud800"}, 0),
+        ({"measured": {"norm_max": "x"}}, 2),
+        ({"extra": {"a": float("inf")}}, 2),
+        ({"eps": 10**400}, 2),
+    ],
+)
+def test_a_forged_manifest_is_shown_or_refused_without_a_traceback(
+    digits_poison, tmp_path, capsys, changes, code
+):
+    copy = shutil.copytree(digits_poison, tmp_path / "copy")
+    content = json.loads((copy / "manifest.json").read_text()) | changes
+    (copy / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+    assert main(["show", str(copy)]) == code
+    assert capsys.readouterr().err.count("\n") == (code == 2)
+    assert main(["verify", str(copy)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 def test_help_names_the_commands_and_wrong_words_are_code_2(capsys):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxpoison import check
-from jaxpoison.data.manifest import MANIFEST, Manifest, file_sha256
+from jaxpoison import check, checkpoint
+from jaxpoison.data.manifest import MANIFEST, Manifest
 from jaxpoison.types import InputError
 
 __all__ = ["check_arrays", "install", "read_array", "rows_of"]
@@ -76,7 +76,7 @@ def read_array(folder: pathlib.Path, name: str, digest: str | None = None) -> np
     """
     path = folder / name
     try:
-        if digest is not None and file_sha256(path) != digest:
+        if digest is not None and checkpoint.digest(path) != digest:
             raise InputError(f"{path} was damaged or changed: its SHA-256 is not the manifest's")
         with path.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
@@ -163,7 +163,7 @@ def _fill(folder: pathlib.Path, arrays: Mapping[str, np.ndarray], manifest: Mani
             np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
             stream.flush()
             os.fsync(stream.fileno())
-        files[name] = file_sha256(folder / name)
+        files[name] = checkpoint.digest(folder / name)
     manifest = dataclasses.replace(manifest, files=files)
     with (folder / MANIFEST).open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(manifest.to_text())

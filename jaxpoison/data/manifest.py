@@ -6,15 +6,18 @@ import importlib.metadata
 import json
 import math
 import numbers
+import os
 import pathlib
 import platform
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxpoison import check
+import jaxpoison
+from jaxpoison import check, checkpoint
 from jaxpoison.types import InputError
 
 __all__ = ["MANIFEST", "SCHEMA", "Manifest"]
@@ -87,8 +90,7 @@ class Manifest:
     def to_text(self) -> str:
         """The JSON text; its last entry is the SHA-256 of the text without that entry."""
         content = {"schema": SCHEMA, "statement": self.statement, **dataclasses.asdict(self)}
-        digest = hashlib.sha256(_dumps(content).encode()).hexdigest()
-        return _dumps({**content, "sha256": digest})
+        return checkpoint.json_text(checkpoint.sealed(content))
 
 
 def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
@@ -102,7 +104,7 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
     path = folder / MANIFEST
     try:
         text = path.read_bytes().decode()
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -115,9 +117,12 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
         if field.name not in content:
             raise InputError(f"{path} lacks the entry {field.name!r}")
         values[field.name] = content[field.name]
-    _check_values(values, path)
+    check_values(values, path)
     manifest = Manifest(**values)
-    return manifest, manifest.to_text() == text
+    try:
+        return manifest, manifest.to_text() == text
+    except RecursionError as error:
+        raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
 
 
 def as_json(value: Any, name: str) -> Any:
@@ -171,35 +176,53 @@ def array_sha256(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def package_versions() -> dict[str, str]:
-    """Python and the packages that decide the numbers."""
-    versions = {"python": platform.python_version()}
-    for name in ("jaxpoison", "jax", "jaxlib", "flax", "optax", "numpy"):
+def versions() -> dict[str, str]:
+    """Python, this library and the packages that decide the numbers; "unknown" if not installed."""
+    found = {"python": platform.python_version(), "jaxpoison": jaxpoison.__version__}
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    return versions
+            found[name] = "unknown"
+    return found
 
 
-def device_name() -> str:
-    """Platform and kind of the default device, such as "cpu: cpu"."""
-    device = jax.devices()[0]
-    return f"{device.platform}: {device.device_kind}"
+def device() -> dict[str, Any]:
+    """Platform, kind and number of accelerators, and the host's processor and its cores."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "host": _processor(),
+        "host_cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _dumps(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is not finite")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a JSON number that a float can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -227,7 +250,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _check_values(values: dict[str, Any], path: pathlib.Path) -> None:
+def check_values(values: dict[str, Any], path: pathlib.Path) -> None:
+    """An `InputError` naming the first entry that a manifest at `path` cannot have."""
     for name, kind in _TYPES.items():
         if not isinstance(values[name], kind):
             raise InputError(f"{path}: the entry {name!r} is a {type(values[name]).__name__}")
@@ -235,6 +259,15 @@ def _check_values(values: dict[str, Any], path: pathlib.Path) -> None:
     missing = set(ARRAYS[:3]) - set(values["files"])
     if unknown or missing:
         raise InputError(f"{path}: 'files' names {sorted(values['files'])}; allowed are {ARRAYS}")
+    sizes = {f"measured.{name}": value for name, value in values["measured"].items()}
+    sizes |= {name: values[name] for name in ("eps", "wall_time_s")}
+    for name, value in sizes.items():
+        if value is not None and not _is_number(value):
+            raise InputError(f"{path}: {name!r} is no finite number")
+    for name in ("name", "split", "data_dir"):
+        value = values["source"].get(name)
+        if not isinstance(value, str | None) or "\0" in (value or ""):
+            raise InputError(f"{path}: 'source.{name}' is {value!r}; allowed is text")
     for name, allowed in (("domain", DOMAINS), ("rows", ROWS)):
         if values[name] not in allowed:
             raise InputError(f"{path}: {name!r} is {values[name]!r}; allowed are {allowed}")

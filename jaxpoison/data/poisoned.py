@@ -17,10 +17,11 @@ from jaxpoison.data.manifest import (
     ROWS,
     Manifest,
     as_json,
-    device_name,
+    check_values,
+    device,
     key_record,
-    package_versions,
     read_manifest,
+    versions,
 )
 from jaxpoison.data.rounding import blocks, check_norm, to_uint8
 from jaxpoison.data.verification import (
@@ -152,13 +153,14 @@ def write(
         source={**_SOURCE, **as_json(source, "source"), **fingerprint(clean)},
         index_map="identity" if identity else "source_rows.npy",
         key=key_record(key),
-        versions=package_versions(),
-        device=device_name(),
+        versions=versions(),
+        device="{platform}: {kind}".format(**device()),
         wall_time_s=as_json(wall_time_s, "wall_time_s"),
         date_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        files={},
+        files=dict.fromkeys(arrays, ""),
         extra=as_json(extra or {}, "extra"),
     )
+    check_values(vars(manifest), pathlib.Path(path) / MANIFEST)
     return install(pathlib.Path(path), arrays, manifest, overwrite=overwrite)
 
 

@@ -1,7 +1,9 @@
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxpoison
 from jaxpoison.data import poisoned as folder
 from jaxpoison.types import Dataset, InputError
 from tests.data.test_rounding import float_poison, radii
@@ -98,6 +101,16 @@ def test_the_manifest_says_everything_about_the_poison(tmp_path):
     assert sorted(os.listdir(tmp_path / "p")) == sorted([*content["files"], "manifest.json"])
 
 
+def test_a_checkout_that_is_not_installed_still_names_its_version(tmp_path, monkeypatch):
+    def unknown(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    versions = _write(tmp_path / "p").versions
+    assert versions["jaxpoison"] == jaxpoison.__version__ and versions["jax"] == "unknown"
+    assert folder.read(tmp_path / "p").manifest.device == "cpu: cpu"
+
+
 def test_the_same_input_gives_the_same_bytes_but_for_date_and_time(tmp_path):
     for name in ("a", "b"):
         _write(tmp_path / name, wall_time_s=1.0 if name == "a" else 2.0)
@@ -168,6 +181,13 @@ def _resign(path, **changes):
         ({"shape": []}, "'shape' is"),
         ({"domain": "audio"}, "'domain' is 'audio'"),
         ({"shape": [4, 4, 3, 2]}, "images.npy is uint8"),
+        ({"measured": {"norm_max": "x"}}, "'measured.norm_max' is no finite number"),
+        ({"measured": {"grey_level_max": True}}, "'measured.grey_level_max' is no finite"),
+        ({"eps": 10**400}, "'eps' is no finite number"),
+        ({"wall_time_s": False}, "'wall_time_s' is no finite number"),
+        ({"source": {"name": "toy", "data_dir": 3}}, "'source.data_dir' is 3; allowed is text"),
+        ({"source": {"name": "\0.npz"}}, "'source.name' is "),
+        ({"extra": {"a": [float("nan")]}}, "the number NaN is not finite"),
         ({"num_changed": 4}, r"delta.npy is float32 .*asks for float32 \(4"),
     ],
 )
@@ -177,6 +197,31 @@ def test_a_manifest_that_does_not_fit_is_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         folder.read(tmp_path / "p")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"])
+def test_a_number_that_is_not_finite_is_one_line_wherever_it_is(tmp_path, number):
+    _write(tmp_path / "p", extra={"list": [0.5, {"a": 1}]})
+    file = tmp_path / "p" / "manifest.json"
+    intact = file.read_text()
+    found = list(re.finditer(r"(?<=[ ])-?\d[\d.e+-]*(?=,?\n)", intact))
+    assert len(found) > 10
+    for place in found:
+        file.write_text(intact[: place.start()] + number + intact[place.end() :])
+        for function in (folder.read, folder.verify):
+            with pytest.raises(InputError, match=f"{number} is not finite") as caught:
+                function(tmp_path / "p")
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 3000, 100_000])
+def test_lists_in_lists_in_lists_are_no_traceback(tmp_path, depth):
+    _write(tmp_path / "p", extra={})
+    file = tmp_path / "p" / "manifest.json"
+    nested = '"extra": {"a": ' + "[" * depth + "]" * depth + "}"
+    file.write_text(file.read_text().replace('"extra": {}', nested))
+    with pytest.raises(InputError, match="cannot be read|was changed"):
+        folder.read(tmp_path / "p")
 
 
 def test_no_json_another_json_and_a_missing_entry_are_one_line(tmp_path):
@@ -364,6 +409,7 @@ def test_eps_zero_and_an_empty_index_are_the_clean_set(tmp_path):
         ({"rows": "some"}, "rows = 'some'; allowed are changed, added"),
         ({"source": {"split": "train"}}, "allowed are name"),
         ({"source": {"name": "x", "url": "y"}}, "allowed are name"),
+        ({"source": {"name": 3}}, "'source.name' is 3; allowed is text"),
         ({"settings": {"lr": float("nan")}}, "settings.lr = nan is not finite"),
         ({"settings": {"a": [{"b": object()}]}}, r"settings.a\[0\].b is a object"),
         ({"key": "seed"}, "key is a str"),
