@@ -1,5 +1,6 @@
 """The files of a poison folder: written under a temporary name and renamed, read with care."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxpoison import check, checkpoint
-from jaxpoison.data.manifest import MANIFEST, Manifest
+from jaxpoison.data.manifest import MANIFEST, Manifest, leftovers
 from jaxpoison.types import InputError
 
 __all__ = ["check_arrays", "install", "read_array", "rows_of"]
@@ -26,7 +27,10 @@ def install(
     """Writes the folder beside `target`, then renames it; on failure nothing is left behind.
 
     With `overwrite` the old folder is renamed away first and removed last, and comes back if the
-    new one cannot take its place. Only a poison folder is ever replaced.
+    new one cannot take its place. Only a poison folder is ever replaced. What a killed process
+    left under a temporary name is cleared away by the next write of the same path; if it died
+    between the two renames, the old folder comes back first. So two processes must not write one
+    path at once.
 
     Args:
       target: where the folder will stand; parents are made.
@@ -40,6 +44,7 @@ def install(
     Errors:
       InputError: the path is taken, or the system refuses (no directory, no right, disk full).
     """
+    _restore(target)
     _check_free(target, overwrite)
     mark = uuid.uuid4().hex[:8]
     staging = target.parent / f".{target.name}.{mark}.new"
@@ -47,6 +52,8 @@ def install(
     made: list[pathlib.Path] = []
     try:
         _make_parents(target.parent, made)
+        for left in leftovers(target, "new|old"):
+            shutil.rmtree(left, ignore_errors=True)
         staging.mkdir()
         manifest = _fill(staging, arrays, manifest)
         if target.exists():
@@ -57,7 +64,8 @@ def install(
             if old.exists():
                 old.rename(target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            old.rename(staging)  # from here on it is rubbish, and never taken for the only copy
         return manifest
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
         raise InputError(f"cannot write the poison to {target}: {check.one_line(error)}") from error
@@ -126,6 +134,16 @@ def rows_of(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> np.ndarray:
     """The source row of each row, [N] int32; -1 for added ones."""
     identity = np.arange(manifest.shape[0], dtype=np.int32)
     return arrays.get("source_rows.npy", identity)
+
+
+def _restore(target: pathlib.Path) -> None:
+    """The folder that was to be replaced when a process died between the two renames."""
+    try:
+        if not os.path.lexists(target):
+            for old in leftovers(target, "old")[:1]:
+                old.rename(target)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write the poison to {target}: {check.one_line(error)}") from error
 
 
 def _check_free(target: pathlib.Path, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ import numbers
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -106,7 +107,9 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
         text = path.read_bytes().decode()
         content = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}") from error
+        old = leftovers(folder, "old")
+        hint = f"; a write died midway, the folder from before is {old[0]}" if old else ""
+        raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}{hint}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
@@ -123,6 +126,16 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
         return manifest, manifest.to_text() == text
     except RecursionError as error:
         raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
+
+
+def leftovers(target: pathlib.Path, kind: str) -> list[pathlib.Path]:
+    """Folders beside `target` that a killed `install` left: "new" ones, "old" ones or "new|old"."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.({kind})")
+    try:
+        beside = [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
+        return sorted(path for path in beside if path.is_dir() and not path.is_symlink())
+    except (OSError, ValueError):
+        return []
 
 
 def as_json(value: Any, name: str) -> Any:

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -485,6 +487,61 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_poison(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["old"]
     folder.read(tmp_path / "old")
     assert folder.verify(tmp_path / "old", _sets()[1]).passed
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import numpy as np
+from jaxpoison.data import poisoned
+from jaxpoison.types import Dataset
+
+rename = pathlib.Path.rename
+def dies(self, target):
+    if self.name.endswith(".new"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+pathlib.Path.rename = dies
+clean = Dataset(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32))
+poisoned.write(
+    sys.argv[1], poisoned=clean, clean=clean, index=[0], attack="a", settings={}, norm=None,
+    eps=None, source={"name": "x"}, overwrite=True,
+)
+"""
+
+
+def _killed(path):
+    """A writer that dies by SIGKILL just before the new folder takes its place."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -9
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one(tmp_path):
+    (tmp_path / ".p.mine.new").mkdir()
+    _killed(tmp_path / "p")
+    assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / ".p.0123abcd.old").symlink_to(tmp_path / ".p.mine.new")
+    _write(tmp_path / "p")
+    assert sorted(os.listdir(tmp_path)) == [".p.0123abcd.old", ".p.mine.new", "p"]
+    assert folder.verify(tmp_path / "p", _sets()[1]).passed
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_poison_killed_between_the_two_renames_is_named_and_comes_back(tmp_path, overwrite):
+    _write(tmp_path / "p")
+    _killed(tmp_path / "p")
+    (old,) = tmp_path.glob(".p.*.old")
+    for function in (folder.read, folder.verify):
+        with pytest.raises(InputError, match="no poison folder.*died midway") as caught:
+            function(tmp_path / "p")
+        assert str(old) in str(caught.value) and "\n" not in str(caught.value)
+    if overwrite:
+        _write(tmp_path / "p", seed=1, overwrite=True)
+        assert os.listdir(tmp_path) == ["p"]
+    else:
+        with pytest.raises(InputError, match="p exists; pass overwrite=True"):
+            _write(tmp_path / "p")
+    assert folder.verify(tmp_path / "p", _sets(seed=int(overwrite))[1]).passed
 
 
 def test_if_the_new_folder_cannot_take_the_place_the_old_one_comes_back(tmp_path, monkeypatch):
