@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxpoison import check
 from jaxpoison.data.check_dataset import checked
-from jaxpoison.data.tfds import from_tfds
+from jaxpoison.data.tfds import check_bounds, from_tfds, some_of
 from jaxpoison.types import Dataset, InputError
 
 __all__ = ["digits", "from_npz", "from_tfds", "load"]
@@ -123,14 +122,14 @@ def load(
 
 def _rows(read: Callable[[str], Dataset], split: str) -> Dataset:
     """`read(part)`, or the rows a:b of it where split is "part[a:b]", as TFDS writes them."""
-    found = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", split)
-    if found is None:
+    name, bounds = some_of(split)
+    if bounds is None:
         return read(split)
-    dataset = read(found[1])
-    start, stop = (int(x) if x else None for x in found.group(2, 3))
-    rows = Dataset(dataset.image[start:stop], dataset.label[start:stop])
+    dataset = read(name)
+    check_bounds(split, len(dataset.label))
+    rows = Dataset(dataset.image[slice(*bounds)], dataset.label[slice(*bounds)])
     if not len(rows.label):
-        raise InputError(f"split {split!r} holds no rows; {found[1]} has {len(dataset.label)}")
+        raise InputError(f"split {split!r} holds no rows; {name} has {len(dataset.label)}")
     return rows
 
 

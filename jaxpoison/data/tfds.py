@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,22 @@ def from_tfds(
     return checked(image, label, num_classes=num_classes, source=name)
 
 
+def some_of(split: str) -> tuple[str, tuple[int | None, int | None] | None]:
+    """("train", (a, b)) of "train[a:b]"; (split, None) of anything else."""
+    found = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", split)
+    if found is None:
+        return split, None
+    start, stop = (int(x) if x else None for x in found.group(2, 3))
+    return found[1], (start, stop)
+
+
+def check_bounds(split: str, num: int) -> None:
+    """An `InputError` if "train[a:b]" asks for more than the `num` rows that train has."""
+    name, bounds = some_of(split)
+    if bounds is not None and max(x or 0 for x in bounds) > num:
+        raise InputError(f"split {split!r} asks for rows beyond the {num} of {name}")
+
+
 def _builder(
     tfds: Any, name: str, data_dir: str | os.PathLike[str] | None, also: Iterable[str]
 ) -> Any:
@@ -106,6 +123,10 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
 
 def _records(name: str, split: str, builder: Any) -> Any:
     there = ", ".join(builder.info.splits)
+    for part in map(str.strip, split.split("+")):
+        whole = some_of(part)[0]
+        if whole in builder.info.splits:
+            check_bounds(part, builder.info.splits[whole].num_examples)
     try:
         records = builder.as_data_source(split=str(split))
         if len(records):

@@ -126,3 +126,8 @@ def test_load_takes_rows_of_a_split_as_tfds_writes_them(tmp_path):
     np.testing.assert_array_equal(part.label, whole.label[:7])
     with pytest.raises(InputError, match=r"split 'train\[1400:\]' holds no rows; train has 1400"):
         data.load("digits", "train[1400:]")
+    assert len(data.load("own", "train[:1400]", tmp_path).label) == 1400
+    for name, folder in (("digits", None), ("own", tmp_path)):
+        for part in ("[:10000000]", "[3:1401]", "[1401:]", "[1401:1402]"):
+            words = f"split 'train{part}' asks for rows beyond the 1400 of train"
+            _one_line(words, data.load, name, f"train{part}", folder)

@@ -69,7 +69,11 @@ def test_unknown_names_splits_and_folders(prepared, tmp_path):
     _says("did you mean 'digits'?", name="digit", data_dir=tmp_path)
     _says("holds: 1.0.0", name=f"{NAME}:7.0.0", data_dir=tfds)
     _says("no split 'val'", "train, test", split="val", data_dir=tfds)
-    _says("no split 'test[:999]'", "train, test", split="test[:999]", data_dir=tfds)
+    for folder in (tfds, npz):
+        beyond = "split 'test[:999]' asks for rows beyond the 100 of test"
+        _says(beyond, split="test[:999]", data_dir=folder)
+    _says("'train[501:]' asks for rows beyond the 500", split="test+train[501:]", data_dir=tfds)
+    _says("no split 'test[:x]'", "train, test", split="test[:x]", data_dir=tfds)
     _says("no split 'val'", "test, train", split="val", data_dir=npz)
     _says("is not a folder", data_dir=tmp_path / "none")
     _says("is not a folder", name="mnist", data_dir=tmp_path / "none")
