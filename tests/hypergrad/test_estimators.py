@@ -115,6 +115,43 @@ def test_hypergradient_of_poisoned_training_is_central_differences(x64, estimato
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        lambda p: unrolled(p, steps=3),
+        lambda p: one_step(p, learning_rate=0.5),
+        lambda p: alternating(p, inner_steps=2),
+        lambda p: over.over_ensemble(unrolled(p, steps=2), 2),
+    ],
+    ids=["unrolled", "one_step", "alternating", "ensemble"],
+)
+def test_no_dtype_is_promoted(strict_dtypes, estimator):
+    scenario = oracles.tiny_scenario()
+    hypergrad = estimator(game(scenario, optax.sgd(0.5, momentum=0.9)))
+    theta = jnp.full((5, 3, 3, 1), 0.05)
+    phi = hypergrad.init(KEY, scenario)
+    gradient, after, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, scenario)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, phi)
+    assert gradient.dtype == loss.dtype == np.float32 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_rowwise_loss_promotes_no_dtype(strict_dtypes, all_rows):
+    scenario = oracles.tiny_scenario()
+    victim = oracles.smooth_victim()
+
+    def row_loss(key, phi, image, label):
+        del key
+        scores, _ = victim.apply(phi, image, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, label)
+
+    space = per_sample(Budget("linf", 0.1))
+    outer = rowwise_loss(row_loss, space, batch_size=2, all_rows=all_rows)
+    variables, theta = victim.init(KEY), jnp.full((5, 3, 3, 1), 0.05)
+    value, gradient = jax.value_and_grad(lambda t: outer(KEY, t, variables, scenario))(theta)
+    assert value.dtype == gradient.dtype == np.float32 and np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 @pytest.mark.parametrize("all_rows", [False, True])
 def test_rowwise_loss_is_the_mean_over_rows(x64, batch_size, all_rows):
