@@ -2,8 +2,8 @@
 
 Claim: at the same L-infinity budget random noise leaves an MLP nearly intact, error-minimizing
 noise costs it some and error-maximizing noise most of its accuracy on clean images; a linearly
-separable pattern does so without any model. Expected: clean 98, noise 96, EM 85, TAP under 35,
-LSP about 50 (patches of 2 x 2 pixels: the paper's quarter of the side).
+separable pattern does so without any model. Expected: clean 98, noise 96, EM 80 to 88, TAP under 35,
+LSP 30 to 60 (patches of 2 x 2 pixels: a quarter of the side, as in the paper).
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
 Device: any; about half a minute on 2 CPU cores.
 
@@ -67,7 +67,7 @@ def main(config: Config) -> dict:
             batch_size=128,
             num_steps=config.em_rounds,
             budget=linf,
-            expect="10 to 15 below clean: little left to learn",
+            expect="10 to 20 below clean: little left to learn",
         ),
         "error-maximizing": arm(
             jp.attacks.error_maximizing,
@@ -93,7 +93,7 @@ def main(config: Config) -> dict:
             patch=2,
             num_steps=1,
             budget=l2,
-            expect="about 50: patches a linear model can read, made without one",
+            expect="30 to 60: patches a linear model can read, made without one",
         ),
     }
     return main_job(
