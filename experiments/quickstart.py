@@ -2,8 +2,8 @@
 
 Claim: at the same L-infinity budget random noise leaves an MLP nearly intact, error-minimizing
 noise costs it some and error-maximizing noise most of its accuracy on clean images; a linearly
-separable pattern does so without any model. Expected: clean 98, noise 96, EM 80 to 88, TAP under 35,
-LSP 30 to 60 (patches of 2 x 2 pixels: a quarter of the side, as in the paper).
+separable pattern does so without any model. Expected: clean 98, noise 96, EM 80 to 88, TAP under
+35, LSP 30 to 60 (patches of 2 x 2 pixels: a quarter of the side, as in the paper).
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
 Device: any; about half a minute on 2 CPU cores.
 
