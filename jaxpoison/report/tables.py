@@ -25,7 +25,7 @@ def table(record: dict[str, Any]) -> Table:
     result.add_column("training set", no_wrap=True)
     for name in ["final", "peak"] + (["success"] if targeted else []):
         result.add_column(name, justify="right", no_wrap=True)
-    result.add_column("seconds", justify="right", no_wrap=True)
+    result.add_column("s", justify="right", no_wrap=True)
     for name, entry in record["arms"].items():
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
