@@ -51,7 +51,7 @@ def test_the_table_of_one_victim():
     )
     lines = text.splitlines()
     assert lines[0] == "small: clean test accuracy in %, mean [95 % interval] over 1 victims"
-    assert lines[2].split() == ["training", "set", "final", "peak", "seconds"]
+    assert lines[2].split() == ["training", "set", "final", "peak", "s"]
     assert lines[4].split() == ["clean", "90.0", "90.0", "4.3"]
     assert "clean: about [90]" in text
     assert "published: clean: 95.3 (Somebody 2021, table 2)" in text
@@ -67,7 +67,7 @@ def test_targeted_arms_get_a_column():
     )
     text = text_of({"clean": record.arm(judgment(0.9, 0.8), expect="-"), "matched": targeted})
     lines = text.splitlines()
-    assert lines[2].split() == ["training", "set", "final", "peak", "success", "seconds"]
+    assert lines[2].split() == ["training", "set", "final", "peak", "success", "s"]
     assert "over 2 victims" in lines[0]
     low, high = interval([1.0, 0.5])[1:3]
     assert f"75.0 [{100 * low:.1f}, {100 * high:.1f}]" in lines[5]
