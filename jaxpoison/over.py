@@ -156,7 +156,8 @@ def over_ensemble(
 def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
     """The restart with the lowest outer loss at the last step (a NaN never wins).
 
-    Of restarts of restarts it is the outer one that holds the lowest loss.
+    That loss was taken before the last update, on that step's draws of augmentation. Of restarts of
+    restarts it is the outer one that holds the lowest loss.
 
     Args:
       process: what `over_restarts` or `over_devices` returned.

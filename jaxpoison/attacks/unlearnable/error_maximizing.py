@@ -5,7 +5,8 @@ max_{|delta_i| <= eps}  E_t CE(f(t(x_i + delta_i)), y_i)                 (untarg
 
 Threat model: training images may change within eps, labels stay; the surrogate f is trained on
 clean data beforehand. Differs from the released code: restarts (`over_restarts`, `best_of`) keep
-the best whole run, not the best run of each batch of 512; the start is already inside the box.
+the best whole run by its loss before the last step, not the best run of each batch of 512 by its
+final loss; the start is already inside the box; no augmentation unless one is given.
 """
 
 from typing import Literal
