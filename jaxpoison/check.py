@@ -25,6 +25,7 @@ __all__ = [
     "one_of",
     "positive",
     "radius",
+    "rows",
     "some_rows",
 ]
 
@@ -111,6 +112,28 @@ def radius(norm: Any, eps: Any, *, pixels: bool = True) -> Any:
             raise InputError(f"eps = {size:g} looks like grey levels; write {size:g}/255")
         raise InputError(f"eps = {size:g} is too large; pixels are in [0, 1]")
     return size
+
+
+def rows(data: Any) -> None:
+    """The rows that a Scenario lets change: an integer array [P], each row of the set at most once.
+
+    Anything but a Scenario passes, and so do traced rows.
+    """
+    if not isinstance(data, Scenario) or isinstance(data.index, jax.core.Tracer):
+        return
+    index, num = data.index, len(data.train.label)
+    if not isinstance(index, jax.Array | np.ndarray) or index.ndim != 1 or index.dtype.kind != "i":
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise InputError(f"scenario.index is {kind}; it must be an array of whole numbers [P]")
+    index = np.asarray(index)
+    if not index.size:
+        return
+    if index.min() < 0 or index.max() >= num:
+        raise InputError(
+            f"scenario.index runs from {index.min()} to {index.max()}; allowed are 0 to {num - 1}"
+        )
+    if len(np.unique(index)) != len(index):
+        raise InputError("scenario.index names a row twice; each row may stand in it once")
 
 
 def some_rows(scenario: Scenario) -> None:

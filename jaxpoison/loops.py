@@ -52,6 +52,7 @@ def run(process: Any, key: Key, data: PyTree, *, num_steps: int) -> tuple[PyTree
     Raises: InputError for num_steps < 1.
     """
     check.at_least(1, num_steps=num_steps)
+    check.rows(data)
     return _run(process, key, data, num_steps)
 
 
@@ -100,6 +101,7 @@ def run_chunks(
         than asked for.
     """
     check.at_least(1, num_steps=num_steps)
+    check.rows(data)
     if save_every is not None:
         check.at_least(1, save_every=save_every)
     init_key, steps_key = jax.random.split(key)

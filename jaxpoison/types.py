@@ -104,7 +104,10 @@ class Variables(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """A learner in training (`phi`): `params`, running `stats`, `opt_state`."""
+    """A learner in training (`phi`): `params`, running `stats`, `opt_state`.
+
+    `variables` is the network alone, as `Victim.apply` and `Scenario.aux` take it.
+    """
 
     params: PyTree
     stats: PyTree

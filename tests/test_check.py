@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 import jaxpoison as jp
 from jaxpoison import check
+from jaxpoison.types import Dataset, InputError, Scenario
 
 NAN, INF = float("nan"), float("inf")
 FINITE = "it must be a finite number"
@@ -88,3 +91,23 @@ def test_a_foreign_error_becomes_one_short_line():
     assert check.one_line(ValueError("a\n  b")) == "a b"
     assert check.one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert check.one_line(ValueError("x" * 301)) == "x" * 300 + "..."
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (jnp.arange(1, 5), "runs from 1 to 4; allowed are 0 to 3"),
+        (jnp.array([-1, 0]), "runs from -1 to 0; allowed are 0 to 3"),
+        (jnp.array([2, 2]), "names a row twice"),
+        (jnp.array([True, False]), "is bool; it must be an array of whole numbers"),
+        (jnp.array([0.0]), "is float32; it must be an array of whole numbers"),
+        ([0, 1], "is list; it must be an array of whole numbers"),
+    ],
+)
+def test_rows_of_a_scenario_are_checked_before_a_run(index, message):
+    image, label = jnp.zeros((4, 3, 3, 1), jnp.uint8), jnp.zeros(4, jnp.int32)
+    data = Scenario(Dataset(image, label), Dataset(image, label), index)
+    attack = jp.attacks.random_noise(eps=0.1)
+    for loop in (jp.run, jp.run_chunks):
+        with pytest.raises(InputError, match=re.escape(message)):
+            loop(attack, jax.random.key(0), data, num_steps=1)

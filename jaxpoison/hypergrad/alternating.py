@@ -18,7 +18,7 @@ def alternating(problem: Bilevel, *, inner_steps: int) -> Hypergrad:
     min-min and min-max games. With inner_steps = 0 the follower is a fixed surrogate.
 
     Args:
-      problem: outer_loss must read theta itself.
+      problem: outer_loss must read theta itself, as `rowwise_loss` does; else the gradient is 0.
       inner_steps: K >= 0.
 
     Raises: InputError for inner_steps < 0.

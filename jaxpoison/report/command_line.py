@@ -47,7 +47,9 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
 def _parse(config_type: type, doc: str | None) -> Any:
     """The configuration; its own checks run outside tyro, which would draw a box around them."""
     unchecked = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    values = tyro.cli(unchecked, description=doc)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = None if spec is None else f"python -m {spec.name}"
+    values = tyro.cli(unchecked, prog=prog, description=doc)
     fields = dataclasses.fields(config_type)
     return config_type(**{field.name: getattr(values, field.name) for field in fields})
 

@@ -65,7 +65,8 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['experiment']}: clean test accuracy in %, mean [95 % interval] over "
         f"{seeds} victims"
     )
-    lines = [Text(f"{name}: {entry['expect']}") for name, entry in record["arms"].items()]
+    lines = [Text("expected with the default settings:")]
+    lines += [Text(f"  {name}: {entry['expect']}") for name, entry in record["arms"].items()]
     lines += [
         Text(
             f"{name}: {percent(entry['craft_seeds'])} over {len(entry['craft_seeds']['values'])} "
@@ -84,7 +85,8 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
         f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
     )
-    console.print(Group(title, table(record), *lines, Text(), total))
+    console.print(Group(title, table(record), *lines, Text()))
+    console.print(total, soft_wrap=True)
 
 
 def _seconds(record: dict[str, Any], arm: str) -> float:

@@ -37,6 +37,11 @@ class Interval(NamedTuple):
     high: float | None
     values: list[float]
 
+    def __str__(self) -> str:
+        """As `0.972 [0.965, 0.979]`."""
+        spread = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f}{spread}"
+
 
 class Judgment(NamedTuple):
     """Victims of several seeds on one training set; accuracies are fractions of the clean test set.
