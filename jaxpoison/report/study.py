@@ -134,16 +134,7 @@ class Study:
         self, part: str, training: Training, key: Key, split: Split, *, epochs: int
     ) -> tuple[TrainState, Any]:
         """Train (or load) a network under `craft/<part>`, e.g. a surrogate; (state, info)."""
-        state, info, seconds = loops.run_chunks(
-            training,
-            key,
-            split,
-            num_steps=epochs,
-            directory=self.folder / "craft" / part,
-            description=part,
-        )
-        self._spend(f"craft {part}", seconds)
-        return state, info
+        return self._run("craft", part, training, key, split, epochs)[:2]
 
     def craft(
         self,
@@ -174,15 +165,7 @@ class Study:
         """
         path = self.folder / "poison" / arm
         if not path.exists():
-            state, info, seconds = loops.run_chunks(
-                attack,
-                key,
-                scenario,
-                num_steps=num_steps,
-                directory=self.folder / "craft" / arm,
-                description=f"craft {arm}",
-            )
-            self._spend(f"craft {arm}", seconds)
+            state, info, seconds = self._run("craft", arm, attack, key, scenario, num_steps)
             if attack.single is not None:
                 attack, state = over.best_of(attack, state, info)
             began = time.perf_counter()
@@ -226,15 +209,7 @@ class Study:
           expect: one line for the reader.
           targets: of a targeted attack: target images with the labels the attacker wants.
         """
-        state, info, seconds = loops.run_chunks(
-            training,
-            key,
-            split,
-            num_steps=epochs,
-            directory=self.folder / "victims" / arm,
-            description=f"victims {arm}",
-        )
-        self._spend(f"victims {arm}", seconds)
+        state, info, _ = self._run("victims", arm, training, key, split, epochs)
         judgment = judge(victim, state, info, split.train, split.test)
         success = () if targets is None else hits(victim, state, targets)
         self.arms[arm] = record.arm(
@@ -338,9 +313,20 @@ class Study:
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _spend(self, part: str, seconds: checkpoint.Seconds) -> None:
+    def _run(self, room, name, process, key, data, num_steps):
+        """`run_chunks` with its files under `room/name` and its seconds noted."""
+        part = f"{room} {name}"
+        state, info, seconds = loops.run_chunks(
+            process,
+            key,
+            data,
+            num_steps=num_steps,
+            directory=self.folder / room / name,
+            description=part,
+        )
         self._parts[f"compile {part}"] = seconds.compile
         self._note(part, seconds.steps)
+        return state, info, seconds
 
     def _note(self, part: str, seconds: float) -> None:
         self._parts[part] = seconds
