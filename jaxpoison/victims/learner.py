@@ -1,14 +1,15 @@
 """How a victim learns from a batch: an optax rule on its weighted cross-entropy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float
 
-from jaxpoison import tree
-from jaxpoison.types import Learner, TrainState, Victim
+from jaxpoison import check, tree
+from jaxpoison.types import Batch, Learner, TrainState, Victim
 
 __all__ = ["StepInfo", "learner"]
 
@@ -29,7 +30,7 @@ class StepInfo(NamedTuple):
     accuracy: Float[Array, "..."]
 
 
-def learner(victim: Victim, tx: optax.GradientTransformation) -> Learner:
+def learner(victim: Victim, tx: optax.GradientTransformation, *, accumulate: int = 1) -> Learner:
     """Supervised training of `victim` by the optax rule `tx`.
 
     loss = sum_i w_i CE(z_i, y_i) / sum_i w_i,  z in train mode (batch statistics);
@@ -37,38 +38,86 @@ def learner(victim: Victim, tx: optax.GradientTransformation) -> Learner:
 
     A row of weight 0 counts for nothing but batch statistics: a network with BatchNorm sees it.
 
+    With accumulate = k the gradient of the same loss is summed over micro-batches of
+    m = ceil(B / k) rows, one after the other, so that activations of m rows are held instead of B.
+    Of B = q m + r rows, micro-batch j < q is rows j, j + q, ... below q m (each device of a sharded
+    batch keeps its own); the last r rows, if any, follow as a smaller one. Without BatchNorm and
+    dropout this is the same step but for rounding. BatchNorm normalizes each micro-batch by its own
+    statistics and moves the running ones once per micro-batch; dropout draws per micro-batch.
+
     Args:
       victim: the network.
       tx: gradients to updates; weight decay, clipping and the schedule are part of it.
+      accumulate: k, at least 1; 1 takes the batch whole.
 
     Returns: a Learner; step(key, phi, batch) -> (phi, StepInfo). `key` is the network's (dropout).
+      `loss` takes the batch whole whatever k.
+    Raises: InputError for accumulate < 1.
+    Cost: k forward and backward passes of B / k rows; one more copy of the parameters for k > 1.
     """
+    check.at_least(1, accumulate=accumulate)
 
     def init(key):
         variables = victim.init(key)
         return TrainState(variables.params, variables.stats, tx.init(variables.params))
 
-    def loss(key, params, stats, batch):
+    def part(key, params, stats, batch, total):
+        """The share of `batch` in a loss whose weights sum to `total`, its accuracy likewise."""
         variables = TrainState(params, stats, ()).variables
         logits, stats = victim.apply(variables, batch.image, train=True, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        return _mean(losses, batch.weight), (logits, stats)
+        return _share(losses, batch.weight, total), (logits, stats)
+
+    def loss(key, params, stats, batch):
+        return part(key, params, stats, batch, jnp.sum(batch.weight))
+
+    def gradient(key, params, stats, batch, total):
+        (value, (logits, stats)), gradient = jax.value_and_grad(part, argnums=1, has_aux=True)(
+            key, params, stats, batch, total
+        )
+        right = (jnp.argmax(logits, axis=1) == batch.label).astype(jnp.float32)
+        return (gradient, value, _share(right, batch.weight, total)), stats
 
     def step(key, phi, batch):
-        def of_params(params):
-            return loss(key, params, phi.stats, batch)
-
-        (value, (logits, stats)), gradient = jax.value_and_grad(of_params, has_aux=True)(phi.params)
-        updates, opt_state = tx.update(gradient, phi.opt_state, phi.params)
+        if accumulate == 1:
+            sums, stats = gradient(key, phi.params, phi.stats, batch, jnp.sum(batch.weight))
+        else:
+            sums, stats = _accumulated(gradient, key, phi, batch, accumulate)
+        total, value, accuracy = sums
+        updates, opt_state = tx.update(total, phi.opt_state, phi.params)
         params = optax.apply_updates(phi.params, updates)
-        size = tree.norm(gradient)
-        right = jnp.argmax(logits, axis=1) == batch.label
-        accuracy = _mean(right.astype(jnp.float32), batch.weight)
+        size = tree.norm(total)
         info = StepInfo(value, size, jnp.isfinite(value) & jnp.isfinite(size), accuracy)
         return TrainState(params, stats, opt_state), info
 
     return Learner(victim, init, loss, step)
 
 
-def _mean(values: Float[Array, " b"], weight: Float[Array, " b"]) -> Float[Array, ""]:
-    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-12)
+def _accumulated(gradient: Any, key: Any, phi: TrainState, batch: Batch, num: int) -> Any:
+    """The sums of `gradient` over the micro-batches of a batch, and the last statistics."""
+    rows = batch.label.shape[0]
+    size = -(-rows // num)
+    full = rows // size
+    total = jnp.sum(batch.weight)
+
+    def add(carry, job):
+        sums, stats = carry
+        number, micro = job
+        parts, stats = gradient(jax.random.fold_in(key, number), phi.params, stats, micro, total)
+        return (jax.tree.map(jnp.add, sums, parts), stats), None
+
+    def strided(x):
+        return x[: full * size].reshape(size, full, *x.shape[1:]).swapaxes(0, 1)
+
+    zero = jnp.zeros((), batch.weight.dtype)
+    carry = (jax.tree.map(jnp.zeros_like, phi.params), zero, zero), phi.stats
+    carry, _ = lax.scan(add, carry, (jnp.arange(full), jax.tree.map(strided, batch)))
+    if full * size < rows:
+        carry, _ = add(carry, (full, jax.tree.map(lambda x: x[full * size :], batch)))
+    return carry
+
+
+def _share(
+    values: Float[Array, " b"], weight: Float[Array, " b"], total: Float[Array, ""]
+) -> Float[Array, ""]:
+    return jnp.sum(weight * values) / jnp.maximum(total, 1e-12)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxpoison import check
 from jaxpoison.types import Batch, InputError, Learner, Training, Victim, as_float
 from jaxpoison.victims.evaluate import accuracy
 from jaxpoison.victims.learner import learner as make_learner
@@ -44,7 +45,7 @@ def training(learner: Learner, recipe: Recipe) -> Training:
       recipe: batch size, augmentation and `drop_last` are read; epochs are the loop's num_steps.
 
     Returns: Training with init(key, split) and step(key, phi, split) -> (phi, EpochInfo).
-    Raises: InputError, on tracing, for an empty training or test set.
+    Raises: InputError, on tracing, for an empty training or test set, or one smaller than a batch.
     """
     augment = recipe.augment()
 
@@ -54,10 +55,8 @@ def training(learner: Learner, recipe: Recipe) -> Training:
 
     def step(key, phi, split):
         order_key, epoch_key = jax.random.split(key)
-        num = split.train.label.shape[0]
-        if not num:
-            raise InputError("the training set is empty")
-        size = min(recipe.batch_size, num)
+        num, size = split.train.label.shape[0], recipe.batch_size
+        check_batch(recipe, num)
         order = jax.random.permutation(order_key, num)
         full, rest = num // size, num % size
 
@@ -83,17 +82,23 @@ def training(learner: Learner, recipe: Recipe) -> Training:
     return Training(init, step)
 
 
-def victim_training(victim: Victim, recipe: Recipe, num_train: int) -> Training:
+def victim_training(
+    victim: Victim, recipe: Recipe, num_train: int, *, accumulate: int = 1
+) -> Training:
     """`training` of a victim by a recipe whose schedule is laid out over `num_train` rows.
 
     Args:
       victim: the network.
       recipe: how it is trained; run it for `recipe.epochs` steps.
       num_train: N of the training sets it will see.
+      accumulate: micro-batches per update, where memory is short; see `victims.learner`.
 
-    Raises: InputError for num_train < 1; on tracing, for a training set of another size.
+    Raises: InputError for num_train < 1, recipe.batch_size > num_train, accumulate < 1 or above the
+      batch size; on tracing, for a training set of another size.
     """
-    process = training(make_learner(victim, recipe.optimizer_for(num_train)), recipe)
+    check_batch(recipe, num_train, accumulate)
+    optimizer = recipe.optimizer_for(num_train)
+    process = training(make_learner(victim, optimizer, accumulate=accumulate), recipe)
 
     def step(key, phi, split):
         num = split.train.label.shape[0]
@@ -102,3 +107,20 @@ def victim_training(victim: Victim, recipe: Recipe, num_train: int) -> Training:
         return process.step(key, phi, split)
 
     return Training(process.init, step)
+
+
+def check_batch(recipe: Recipe, num_train: int, accumulate: int = 1) -> None:
+    """An `InputError` unless the set holds a batch, and a batch `accumulate` micro-batches."""
+    if not num_train:
+        raise InputError("the training set is empty")
+    check.at_least(1, num_train=num_train, accumulate=accumulate)
+    if recipe.batch_size > num_train:
+        raise InputError(
+            f"batch_size = {recipe.batch_size} is larger than the training set of {num_train} "
+            f"rows; it must be from 1 to {num_train}"
+        )
+    if accumulate > recipe.batch_size:
+        raise InputError(
+            f"accumulate = {accumulate} micro-batches of a batch of {recipe.batch_size} rows; it "
+            f"must be from 1 to {recipe.batch_size}"
+        )

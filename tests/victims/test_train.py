@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -89,9 +90,8 @@ def recorded(recipe, data, key=KEY):
 
 @pytest.mark.parametrize(
     ("num", "drop_last", "sizes"),
-    [(22, False, [8, 8, 6]), (22, True, [8, 8]), (16, False, [8, 8]), (5, False, [5]),
-     (5, True, [5]), (8, True, [8])],
-)  # fmt: skip
+    [(22, False, [8, 8, 6]), (22, True, [8, 8]), (16, False, [8, 8]), (8, True, [8])],
+)
 def test_an_epoch_sees_each_row_once_in_new_order(num, drop_last, sizes):
     data = split(num)
     seen = recorded(recipe(drop_last=drop_last), data)
@@ -160,7 +160,8 @@ def test_running_statistics_are_those_of_the_updates():
 @functools.cache
 def augmented():
     """Nesterov SGD with a schedule, decay and augmentation; 22 rows."""
-    return victims.victim_training(victim(), recipes.witches_brew(epochs=4, learning_rate=0.05), 22)
+    how = recipes.witches_brew(epochs=4, learning_rate=0.05)
+    return victims.victim_training(victim(), dataclasses.replace(how, batch_size=8), 22)
 
 
 def test_the_test_set_never_reaches_the_state():
@@ -271,3 +272,33 @@ def test_sets_that_cannot_be_used_are_one_line():
         jp.run(process, KEY, Split(data.train, empty), num_steps=1)
     with pytest.raises(InputError, match="^the training set has 10 rows; num_train = 22"):
         jp.run(augmented(), KEY, Split(data.test, data.test), num_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "accumulate", "message"),
+    [
+        (7, 1, "batch_size = 8 is larger than the training set of 7 rows; it must be from 1 to 7"),
+        (0, 1, "the training set is empty"),
+        (-3, 1, "num_train = -3; it must be at least 1"),
+        (22, 0, "accumulate = 0; it must be at least 1"),
+        (22, 9, "accumulate = 9 micro-batches of a batch of 8 rows; it must be from 1 to 8"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_one_line(num_train, accumulate, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        victims.victim_training(victim(), recipe(), num_train, accumulate=accumulate)
+
+
+def test_a_set_smaller_than_a_batch_is_not_trained_on():
+    data, process = split(), victims.training(still(), recipe(batch_size=23))
+    with pytest.raises(InputError, match="^batch_size = 23 is larger than the training set of 22"):
+        jp.run(process, KEY, data, num_steps=1)
+
+
+def test_micro_batches_train_as_whole_batches_do():
+    data, linear = split(), jp.models.logistic_regression(SHAPE, CLASSES)
+    how = recipe(augmentation="crop")
+    whole, info = jp.run(victims.victim_training(linear, how, 22), KEY, data, num_steps=3)
+    process = victims.victim_training(linear, how, 22, accumulate=3)  # of 8: 3, 3, 2; of 6: 2, 2, 2
+    state, other = jp.run(process, KEY, data, num_steps=3)
+    chex.assert_trees_all_close((state, other), (whole, info), atol=1e-5)
