@@ -15,7 +15,7 @@ from jaxpoison.victims.evaluate import (
     targeted,
 )
 from jaxpoison.victims.learner import learner
-from jaxpoison.victims.recipes import Recipe
+from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.train import training, victim_training
 
 __all__ = [

@@ -1,162 +1,264 @@
-"""Training recipes of the papers, as named presets."""
+"""Training recipes of the papers, as named presets.
 
-import collections
+A preset is a function that returns a `Recipe`; `epochs` shortens or lengthens it, and its
+milestones keep their share of the epochs unless it says otherwise. What its source leaves open is
+as in the common CIFAR recipe: SGD, rate 0.1, momentum 0.9, weight decay 5e-4, crop and flip, pixels
+in [0, 1], the last partial batch kept, every epoch shuffled.
+
+Its `normalization` belongs to the network: `create(name, shape, 10, **recipe.normalization)`.
+"""
+
 import dataclasses
-import math
-
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.data import augment
-from jaxpoison.types import InputError
+from jaxpoison.victims.recipe import Recipe
 
-__all__ = ["Recipe", "dvae", "small", "tap", "witches_brew"]
+__all__ = [
+    "NORMALIZATION",
+    "apbench",
+    "ar",
+    "bridgepure",
+    "cuda",
+    "deepconfuse_cifar10",
+    "deepconfuse_imagenet",
+    "deepconfuse_mnist",
+    "dvae",
+    "gue",
+    "iss",
+    "lsp",
+    "ops",
+    "poisoning_benchmark",
+    "poisoning_benchmark_transfer",
+    "sep_surrogate",
+    "small",
+    "tap_surrogate",
+    "tap_victim",
+    "witches_brew",
+    "witches_brew_basic",
+    "witches_brew_fast",
+    "witches_brew_fine_tuning",
+    "witches_brew_memory_saving",
+]
 
-SCHEDULES = ("constant", "cosine", "step")
-OPTIMIZERS = ("sgd", "adam")
-CIFAR10_MEAN = (0.4914672, 0.4822617, 0.4467701)
-AUGMENTATIONS = ("none", "crop", "crop_flip", "shift_flip")
+NORMALIZATION = {
+    "cifar10": ((0.4914672, 0.4822617, 0.4467701), (0.2470322, 0.2434851, 0.2615879)),
+    "cifar100": ((0.5071598, 0.4866936, 0.4412019), (0.2673343, 0.2564385, 0.2761505)),
+    "mnist": ((0.1306638,), (0.3081078,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tiny_imagenet": ((0.4789886, 0.4457631, 0.3944725), (0.2769864, 0.2690645, 0.2820819)),
+}
+"""(mean, std) per channel of the Witches' Brew code; pixels in [0, 1]."""
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10 in most other codes
+BRITTLE = ("convnet", "mobilenet", "vgg", "alexnet")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a victim is trained; build a variant with `dataclasses.replace`.
+def dvae(*, epochs: int = 60) -> Recipe:
+    """Yu et al. 2024: the default victim; `epochs=100` for CIFAR-100 and the ImageNet subset."""
+    return dataclasses.replace(
+        _common(epochs, "D-VAE code, CIFAR victim"),
+        schedule="cosine",
+        clip_norm=5.0,
+        drop_last=True,
+    )
 
-    Attributes:
-      epochs: passes over the training set.
-      batch_size: B.
-      learning_rate: at the start; may be traced, for sweeps.
-      schedule: of the rate at epoch e of E: "constant"; "cosine", (1 + cos(pi e / E)) / 2 of it;
-        "step", 0.1^(number of milestones <= e) of it.
-      milestones: 0-based epochs below E in ascending order; read by "step" alone.
-      optimizer: "sgd" (with `momentum`, `nesterov`) or "adam" (0.9, 0.999, 1e-8).
-      momentum: of SGD: v <- momentum v + g, params <- params - rate v.
-      nesterov: params <- params - rate (g + momentum v) instead.
-      weight_decay: L2, coupled: g <- g + weight_decay params, on all parameters, after the clip.
-      clip_norm: global gradient norm clip; None for none.
-      drop_last: leave out the last partial batch of an epoch.
-      augmentation: "none", "crop_flip" (4 px of zeros, horizontal flip), "crop", or "shift_flip"
-        (sub-pixel shift by up to an eighth of the height each way, then flip).
-      fill: color of the padding, pixels in [0, 1]: one value, or one per channel.
-      source: where the values come from.
 
-    Errors:
-      InputError: a value that cannot be used; the message says what is allowed.
+def iss(*, epochs: int = 60) -> Recipe:
+    """Liu et al. 2023, image shortcut squeezing; `epochs=200` for a ViT."""
+    return dataclasses.replace(_common(epochs, "ISS code, main.py"), schedule="cosine")
+
+
+def bridgepure(*, epochs: int = 120) -> Recipe:
+    """BridgePure, tables 1 and 2: x 0.1 at 2/3 and 5/6; 40,000 rows train, 10,000 are held out."""
+    return _steps(_common(epochs, "BridgePure, tables 1 and 2"), (2, 3), (5, 6))
+
+
+def apbench(*, epochs: int = 200) -> Recipe:
+    """APBench: x 0.5 at epochs 100, 200 and 300, of however many; 300 epochs for UEraser-Max.
+
+    Its loaders do not shuffle; here every epoch is shuffled.
     """
+    check.at_least(1, epochs=epochs)
+    reached = tuple(m for m in (100, 200, 300) if m < epochs)
+    return dataclasses.replace(
+        _common(epochs, "APBench code, train.py"),
+        batch_size=256,
+        schedule="step" if reached else "constant",
+        milestones=reached,
+        decay=0.5,
+    )
 
-    epochs: int
-    batch_size: int
-    learning_rate: float | Float[Array, ""]
-    schedule: str = "constant"
-    milestones: tuple[int, ...] = ()
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    drop_last: bool = False
-    augmentation: str = "none"
-    fill: tuple[float, ...] = (0.0,)
-    source: str = ""
 
-    def __post_init__(self):
-        check.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
-        check.positive(learning_rate=self.learning_rate)
-        check.number(least=0, below=1, momentum=self.momentum)
-        check.number(least=0, weight_decay=self.weight_decay)
-        if self.clip_norm is not None:
-            check.positive(clip_norm=self.clip_norm)
-        check.one_of(SCHEDULES, schedule=self.schedule)
-        check.one_of(OPTIMIZERS, optimizer=self.optimizer)
-        check.one_of(AUGMENTATIONS, augmentation=self.augmentation)
-        if self.schedule == "step":
-            _check_milestones(self.milestones, self.epochs)
+def cuda(*, epochs: int = 100) -> Recipe:
+    """Sadasivan et al. 2023: x 0.1 whenever 40 % of the epochs have passed, 40 and 80 of 100."""
+    recipe = _common(epochs, "CUDA code, final_filter_unlearnable.py")
+    return _steps(dataclasses.replace(recipe, batch_size=512, clip_norm=5.0), (2, 5), (4, 5))
 
-    def steps_per_epoch(self, num_train: int) -> int:
-        """Updates of one epoch over N = num_train rows; InputError for N < 1."""
-        check.at_least(1, num_train=num_train)
-        if self.drop_last and num_train >= self.batch_size:
-            return num_train // self.batch_size
-        return math.ceil(num_train / self.batch_size)
 
-    def optimizer_for(self, num_train: int) -> optax.GradientTransformation:
-        """The optax rule, its schedule laid out over N = num_train rows."""
-        steps = self.steps_per_epoch(num_train)
-        rule = {
-            "sgd": optax.sgd(self._schedule(steps), self.momentum or None, self.nesterov),
-            "adam": optax.adam(self._schedule(steps)),
-        }[self.optimizer]
-        clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        return optax.chain(*clip, optax.add_decayed_weights(self.weight_decay), rule)
+def ops(*, epochs: int = 200) -> Recipe:
+    """Wu et al. 2023, one-pixel shortcut: x 0.1 at 1/2 and 3/4; the code's batch is 256."""
+    return _steps(_common(epochs, "One-pixel shortcut, paper"), (1, 2), (3, 4))
 
-    def augment(self) -> augment.Augmentation:
-        """The augmentation as (key, image [B, H, W, C]) -> image."""
-        return {
-            "none": augment.compose(),
-            "crop": augment.crop(padding=4, fill=self.fill),
-            "crop_flip": augment.compose(augment.crop(padding=4, fill=self.fill), augment.flip()),
-            "shift_flip": augment.shift_flip(fill=self.fill),
-        }[self.augmentation]
 
-    def _schedule(self, steps: int) -> optax.Schedule:
-        rate = self.learning_rate
-        if self.schedule == "constant":
-            return optax.constant_schedule(rate)
-        if self.schedule == "step":
-            times = collections.Counter(self.milestones)
-            return optax.piecewise_constant_schedule(
-                rate, {m * steps: 0.1**n for m, n in times.items()}
-            )
-        cosine = optax.cosine_decay_schedule(rate, self.epochs)
-        return lambda count: cosine(jnp.floor_divide(count, steps))
+def tap_victim(*, epochs: int = 200) -> Recipe:
+    """Fowl et al. 2021: the victims of error-maximizing poisons."""
+    recipe = _common(epochs, "Adversarial poisons code, poison_evaluation/main.py")
+    return dataclasses.replace(recipe, schedule="cosine", mean=MEAN, std=STD)
+
+
+def tap_surrogate(*, epochs: int = 40, data: str | None = "cifar10") -> Recipe:
+    """Fowl et al. 2021: the crafting model of error-maximizing poisons, of clean data; no victim.
+
+    Milestones as the code computes them, 14, 24, 35; `data` as of `witches_brew`.
+    """
+    source = "Adversarial poisons code, crafting model"
+    return dataclasses.replace(witches_brew(epochs=epochs, data=data), source=source)
+
+
+def ar(*, epochs: int = 100) -> Recipe:
+    """Sandoval-Segura et al. 2022, autoregressive perturbations: x 0.1 at 1/2."""
+    recipe = _common(epochs, "Autoregressive poisoning code, README")
+    return _steps(dataclasses.replace(recipe, mean=MEAN, std=STD), (1, 2))
+
+
+def lsp(*, epochs: int = 100) -> Recipe:
+    """Yu et al. 2022, linearly separable perturbations: x 0.1 at 1/2 and 3/4, its `--aug` form.
+
+    Without that flag it has augmentation="none". Its loader does not shuffle; here every epoch is.
+    """
+    return _steps(_common(epochs, "LSP code, cifar_train.py --aug"), (1, 2), (3, 4))
+
+
+def sep_surrogate(*, epochs: int = 120) -> Recipe:
+    """Chen et al. 2023, self-ensemble protection: the crafting run; no victim.
+
+    The rate rises from 0.001 in the first epoch; x 0.1 at 5/8 and 3/4.
+    """
+    recipe = _common(epochs, "SEP code, crafting model")
+    return _steps(dataclasses.replace(recipe, warmup=1, warmup_rate=1e-3), (5, 8), (3, 4))
+
+
+def gue(*, epochs: int = 100) -> Recipe:
+    """Liu et al. 2024, game unlearnable examples: rate 0.01, x 0.1 at 3/4 and 9/10."""
+    recipe = _common(epochs, "GUE code, evaluation.py")
+    return _steps(dataclasses.replace(recipe, learning_rate=0.01, batch_size=256), (3, 4), (9, 10))
+
+
+def deepconfuse_mnist(*, epochs: int = 2) -> Recipe:
+    """Feng et al. 2019, MNIST victims (`lenet`): Adam at 0.01, no augmentation."""
+    return Recipe(epochs, 64, 0.01, optimizer="adam", source="DeepConfuse code, MNIST")
+
+
+def deepconfuse_cifar10(*, epochs: int = 30) -> Recipe:
+    """Feng et al. 2019, CIFAR-10 victims: Adam at 0.0001, horizontal flips."""
+    source = "DeepConfuse code, CIFAR/test_cifar.py"
+    return Recipe(epochs, 256, 1e-4, optimizer="adam", augmentation="flip", source=source)
+
+
+def deepconfuse_imagenet(*, epochs: int = 5) -> Recipe:
+    """Feng et al. 2019, two-class ImageNet victims: SGD at 0.1 without momentum."""
+    return Recipe(epochs, 16, 0.1, momentum=0.0, source="DeepConfuse code, ImageNet")
 
 
 def witches_brew(
-    *, epochs: int = 40, learning_rate: float = 0.1, fill: tuple[float, ...] = (0.0,)
+    *, epochs: int = 40, network: str = "resnet18", data: str | None = "cifar10"
 ) -> Recipe:
     """Geiping et al. 2021, "conservative": Nesterov SGD, x 0.1 at 3/8, 5/8, 7/8, sub-pixel shifts.
 
-    The rate is 0.01 for ConvNet, VGG and MobileNet victims. The released code takes its milestones
-    by floor division in floating point, 14, 24, 35 of 40 epochs, and so does this. It pads with the
-    mean color of the data set: give `fill`, e.g. CIFAR10_MEAN.
+    The released code takes its milestones by floor division in floating point, 14, 24, 35 of 40
+    epochs, and so does this.
+
+    Args:
+      epochs: E.
+      network: of whom; the rate of convnets, MobileNets, VGGs and AlexNets is a tenth.
+      data: a key of NORMALIZATION, whose mean is also the color of the padding (the code shifts
+        normalized images); None for neither.
+
+    Errors: InputError for an unknown data set.
     """
     check.at_least(1, epochs=epochs)
+    mean, std = _normalization(data)
     return Recipe(
         epochs=epochs,
         batch_size=128,
-        learning_rate=learning_rate,
+        learning_rate=_tamed(0.1, network),
         schedule="step",
         milestones=_eighths(epochs),
         nesterov=True,
         weight_decay=5e-4,
         augmentation="shift_flip",
-        fill=fill,
-        source="Witches' Brew code, conservative defaults",
+        fill=mean or (0.0,),
+        mean=mean,
+        std=std,
+        source="Witches' Brew code, conservative",
     )
 
 
-def dvae(*, epochs: int = 60) -> Recipe:
-    """Yu et al. 2024 (60 epochs on CIFAR-10, 100 on CIFAR-100): cosine SGD, crop and flip."""
-    return Recipe(
-        epochs=epochs,
-        batch_size=128,
-        learning_rate=0.1,
-        schedule="cosine",
-        weight_decay=5e-4,
-        clip_norm=5.0,
-        drop_last=True,
-        augmentation="crop_flip",
-        source="D-VAE code, CIFAR victim",
-    )
-
-
-def tap(*, epochs: int = 40, fill: tuple[float, ...] = (0.0,)) -> Recipe:
-    """Fowl et al. 2021: the crafting model of error-maximizing poisons."""
+def witches_brew_memory_saving(
+    *, epochs: int = 40, network: str = "resnet18", data: str | None = "cifar10"
+) -> Recipe:
+    """`witches_brew` with batch 64 at rate 0.05; arguments as of that."""
     return dataclasses.replace(
-        witches_brew(epochs=epochs, fill=fill), source="Adversarial poisons code, crafting model"
+        witches_brew(epochs=epochs, data=data),
+        batch_size=64,
+        learning_rate=_tamed(0.05, network),
+        source="Witches' Brew code, memory-saving",
     )
+
+
+def witches_brew_fast(
+    *, epochs: int = 40, network: str = "resnet18", data: str | None = "cifar10"
+) -> Recipe:
+    """`witches_brew` with batch 512 at rate 0.4, weight decay 0.002; arguments as of that."""
+    return dataclasses.replace(
+        witches_brew(epochs=epochs, data=data),
+        batch_size=512,
+        learning_rate=_tamed(0.4, network),
+        weight_decay=2e-3,
+        source="Witches' Brew code, fast",
+    )
+
+
+def witches_brew_basic(
+    *, epochs: int = 80, network: str = "resnet18", data: str | None = "cifar10"
+) -> Recipe:
+    """MetaPoison's plain SGD: no momentum, decay, schedule, augmentation; see `witches_brew`."""
+    mean, std = _normalization(data)
+    rate, source = _tamed(0.1, network), "Witches' Brew code, basic"
+    return Recipe(epochs, 128, rate, momentum=0.0, mean=mean, std=std, source=source)
+
+
+def witches_brew_fine_tuning(
+    *, epochs: int = 40, network: str = "resnet18", data: str | None = "cifar10"
+) -> Recipe:
+    """`witches_brew` at 0.001 of its rate, for all weights of a pretrained network.
+
+    Its linear transfer, the last layer alone in eval mode, is `witches_brew` itself.
+    """
+    recipe = witches_brew(epochs=epochs, network=network, data=data)
+    return dataclasses.replace(
+        recipe,
+        learning_rate=1e-3 * recipe.learning_rate,
+        source="Witches' Brew code (data-poisoning), fine-tuning",
+    )
+
+
+def poisoning_benchmark(*, epochs: int = 200) -> Recipe:
+    """Schwarzschild et al. 2021, from scratch: x 0.1 at 1/2 and 3/4; one rate for every network."""
+    recipe = _common(epochs, "Just how toxic is data poisoning, from scratch")
+    return _steps(
+        dataclasses.replace(recipe, weight_decay=2e-4, mean=MEAN, std=STD), (1, 2), (3, 4)
+    )
+
+
+def poisoning_benchmark_transfer(*, epochs: int = 40) -> Recipe:
+    """Schwarzschild et al. 2021, transfer: rate 0.01, x 0.1 at 3/4, for the last layer alone."""
+    recipe = dataclasses.replace(
+        poisoning_benchmark(epochs=epochs),
+        learning_rate=0.01,
+        source="Just how toxic is data poisoning, transfer",
+    )
+    return _steps(recipe, (3, 4))
 
 
 def small(*, epochs: int = 20, learning_rate: float = 0.01, batch_size: int = 32) -> Recipe:
@@ -170,15 +272,33 @@ def small(*, epochs: int = 20, learning_rate: float = 0.01, batch_size: int = 32
     )
 
 
+def _common(epochs: int, source: str) -> Recipe:
+    """What most CIFAR victims share; presets state the rest."""
+    return Recipe(
+        epochs=epochs,
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        augmentation="crop_flip",
+        source=source,
+    )
+
+
+def _steps(recipe: Recipe, *shares: tuple[int, int]) -> Recipe:
+    """Milestones after the shares a/b of the epochs, rounded down."""
+    milestones = tuple(recipe.epochs * a // b for a, b in shares)
+    return dataclasses.replace(recipe, schedule="step", milestones=milestones)
+
+
 def _eighths(epochs: int) -> tuple[int, int, int]:
     """3/8, 5/8 and 7/8 of the epochs as the released code has them; 40 // 1.6 is 24, not 25."""
     return int(epochs // 2.667), int(epochs // 1.6), int(epochs // 1.142)
 
 
-def _check_milestones(milestones: tuple[int, ...], epochs: int) -> None:
-    inside = all(0 <= m < epochs for m in milestones)
-    if not milestones or not inside or list(milestones) != sorted(milestones):
-        raise InputError(
-            f"milestones = {milestones}; a step schedule of {epochs} epochs needs some from 0 to "
-            f"{epochs - 1}, in ascending order"
-        )
+def _tamed(rate: float, network: str) -> float:
+    return rate / 10 if any(name in network.lower() for name in BRITTLE) else rate
+
+
+def _normalization(data: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    check.one_of((*NORMALIZATION, None), data=data)
+    return (None, None) if data is None else NORMALIZATION[data]

@@ -11,7 +11,7 @@ from jaxpoison import check
 from jaxpoison.types import Batch, InputError, Learner, Training, Victim, as_float
 from jaxpoison.victims.evaluate import accuracy
 from jaxpoison.victims.learner import learner as make_learner
-from jaxpoison.victims.recipes import Recipe
+from jaxpoison.victims.recipe import Recipe
 
 __all__ = ["EpochInfo", "training", "victim_training"]
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpoison as jp
 from jaxpoison.types import InputError
 from jaxpoison.victims import Recipe, recipes
 
@@ -77,17 +78,177 @@ def test_a_constant_rate_stays():
     np.testing.assert_array_equal(rates(recipes.small(epochs=3), 64), np.float32(0.01))
 
 
-def test_the_presets_say_what_their_sources_say():
-    brew = recipes.witches_brew()
-    assert (brew.batch_size, brew.momentum, brew.nesterov, brew.weight_decay) == (128, 0.9, 1, 5e-4)
-    assert not brew.drop_last and brew.clip_norm is None and brew.optimizer == "sgd"
-    assert brew.augmentation == "shift_flip" and brew.steps_per_epoch(50_000) == 391
-    dvae = recipes.dvae()
-    assert (dvae.epochs, dvae.batch_size, dvae.learning_rate) == (60, 128, 0.1)
-    assert (dvae.momentum, dvae.nesterov, dvae.weight_decay) == (0.9, False, 5e-4)
-    assert dvae.clip_norm == 5.0 and dvae.drop_last and dvae.steps_per_epoch(50_000) == 390
-    assert dvae.augmentation == "crop_flip" and dvae.schedule == "cosine"
-    assert recipes.tap().milestones == brew.milestones and recipes.tap().source != brew.source
+COMMON = {
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "clip_norm": None,
+    "drop_last": False,
+    "augmentation": "crop_flip",
+    "mean": None,
+    "std": None,
+    "warmup": 0,
+}
+ROUNDED = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+BREW = COMMON | {
+    "nesterov": True,
+    "augmentation": "shift_flip",
+    "mean": (0.4914672, 0.4822617, 0.4467701),
+    "std": (0.2470322, 0.2434851, 0.2615879),
+}
+PLAIN = COMMON | {"momentum": 0.0, "weight_decay": 0.0, "augmentation": "none"}
+ADAM = PLAIN | {"optimizer": "adam", "momentum": 0.9}
+PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of the first one's
+    ("dvae", {}, 60, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
+    ("dvae", {"epochs": 100}, 100, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
+    ("iss", {}, 60, COMMON, "cosine"),
+    ("bridgepure", {}, 120, COMMON, {80: 0.1, 100: 0.01}),
+    ("apbench", {}, 200, COMMON | {"batch_size": 256}, {100: 0.5}),
+    ("apbench", {"epochs": 300}, 300, COMMON | {"batch_size": 256}, {100: 0.5, 200: 0.25}),
+    ("apbench", {"epochs": 50}, 50, COMMON | {"batch_size": 256}, {}),
+    ("cuda", {}, 100, COMMON | {"batch_size": 512, "clip_norm": 5.0}, {40: 0.1, 80: 0.01}),
+    ("ops", {}, 200, COMMON, {100: 0.1, 150: 0.01}),
+    ("tap_victim", {}, 200, COMMON | ROUNDED, "cosine"),
+    ("ar", {}, 100, COMMON | ROUNDED, {50: 0.1}),
+    ("lsp", {}, 100, COMMON, {50: 0.1, 75: 0.01}),
+    ("gue", {}, 100, COMMON | {"learning_rate": 0.01, "batch_size": 256}, {75: 0.1, 90: 0.01}),
+    ("deepconfuse_mnist", {}, 2, ADAM | {"learning_rate": 0.01, "batch_size": 64}, {}),
+    (
+        "deepconfuse_cifar10",
+        {},
+        30,
+        ADAM | {"learning_rate": 1e-4, "batch_size": 256, "augmentation": "flip"},
+        {},
+    ),
+    ("deepconfuse_imagenet", {}, 5, PLAIN | {"batch_size": 16}, {}),
+    ("witches_brew", {}, 40, BREW, {14: 0.1, 24: 0.01, 35: 0.001}),
+    (
+        "witches_brew",
+        {"network": "MobileNetV2"},
+        40,
+        BREW | {"learning_rate": 0.01},
+        {14: 0.1, 24: 0.01, 35: 0.001},
+    ),
+    ("tap_surrogate", {}, 40, BREW, {14: 0.1, 24: 0.01, 35: 0.001}),
+    (
+        "witches_brew_memory_saving",
+        {},
+        40,
+        BREW | {"batch_size": 64, "learning_rate": 0.05},
+        {14: 0.1, 24: 0.01, 35: 0.001},
+    ),
+    (
+        "witches_brew_fast",
+        {},
+        40,
+        BREW | {"batch_size": 512, "learning_rate": 0.4, "weight_decay": 2e-3},
+        {14: 0.1, 24: 0.01, 35: 0.001},
+    ),
+    (
+        "witches_brew_basic",
+        {},
+        80,
+        PLAIN | {"mean": BREW["mean"], "std": BREW["std"]},
+        {},
+    ),
+    (
+        "witches_brew_fine_tuning",
+        {"network": "vgg16"},
+        40,
+        BREW | {"learning_rate": 1e-5},
+        {14: 0.1, 24: 0.01, 35: 0.001},
+    ),
+    (
+        "poisoning_benchmark",
+        {},
+        200,
+        COMMON | ROUNDED | {"weight_decay": 2e-4},
+        {100: 0.1, 150: 0.01},
+    ),
+    (
+        "poisoning_benchmark_transfer",
+        {},
+        40,
+        COMMON | ROUNDED | {"weight_decay": 2e-4, "learning_rate": 0.01},
+        {30: 0.1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "epochs", "fields", "schedule"), PRESETS)
+def test_a_preset_says_what_its_source_says(name, arguments, epochs, fields, schedule):
+    recipe = getattr(recipes, name)(**arguments)
+    found = {field: getattr(recipe, field) for field in fields}
+    rate = found.pop("learning_rate")
+    assert rate == pytest.approx(fields["learning_rate"], rel=1e-12)
+    assert found == {k: v for k, v in fields.items() if k != "learning_rate"}
+    assert recipe.epochs == epochs and recipe.source
+    at = np.arange(epochs)
+    if schedule == "cosine":
+        expected = (1 + np.cos(np.pi * at / epochs)) / 2
+    else:
+        expected = np.ones(epochs)
+        for epoch, factor in schedule.items():
+            expected[epoch:] = factor
+    np.testing.assert_allclose(rates(recipe, 2)[:, 0], rate * expected, rtol=1e-5, atol=1e-8)
+
+
+def test_every_preset_is_in_the_table():
+    listed = {name for name, *_ in PRESETS} | {"NORMALIZATION", "small", "sep_surrogate"}
+    assert listed == set(recipes.__all__)
+
+
+def test_the_crafting_run_of_sep_rises_in_its_first_epoch():
+    recipe = recipes.sep_surrogate()
+    out = rates(recipe, 512)  # four updates an epoch
+    np.testing.assert_allclose(out[0], 0.001 + 0.099 * np.arange(4) / 4, rtol=1e-5)
+    for epoch, rate in [(1, 0.1), (74, 0.1), (75, 0.01), (89, 0.01), (90, 0.001), (119, 0.001)]:
+        np.testing.assert_allclose(out[epoch], rate, rtol=1e-5)
+    assert {f: getattr(recipe, f) for f in COMMON} == COMMON | {"warmup": 1}
+
+
+@pytest.mark.parametrize("network", ["convnet", "VGG11", "mobilenet_v2", "AlexNet"])
+def test_brittle_networks_learn_at_a_tenth_of_the_rate(network):
+    assert recipes.witches_brew(network=network).learning_rate == pytest.approx(0.01)
+    assert recipes.witches_brew_fast(network=network).learning_rate == pytest.approx(0.04)
+    assert recipes.witches_brew(network="densenet121").learning_rate == 0.1
+
+
+def test_the_brew_pads_with_the_mean_color_and_hands_over_its_normalization():
+    brew = recipes.witches_brew(data="mnist")
+    assert brew.fill == (0.1306638,)
+    assert brew.normalization == {"mean": (0.1306638,), "std": (0.3081078,)}
+    net = jp.models.create("mlp", (8, 8, 1), 3, hidden=(4,), **brew.normalization)
+    assert jp.models.num_params(net) > 0
+    plain = recipes.witches_brew(data=None)
+    assert plain.fill == (0.0,) and plain.normalization == {"mean": None, "std": None}
+    with pytest.raises(InputError, match="^data = 'cifar'; allowed are cifar10, cifar100, mnist"):
+        recipes.witches_brew(data="cifar")
+
+
+def test_milestones_keep_their_share_of_the_epochs():
+    assert recipes.bridgepure(epochs=12).milestones == (8, 10)
+    assert recipes.ops(epochs=8).milestones == (4, 6)
+    assert recipes.poisoning_benchmark_transfer(epochs=4).milestones == (3,)
+    assert recipes.iss().steps_per_epoch(50_000) == 391
+    assert recipes.dvae().steps_per_epoch(50_000) == 390
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_per_update"])
+def test_the_cosine_starts_after_the_warmup(schedule):
+    recipe = Recipe(5, 2, 0.4, schedule=schedule, warmup=2, warmup_rate=0.1)
+    count = np.arange(15).reshape(5, 3)  # three updates an epoch
+    done = (count - 6) / 9 if schedule == "cosine_per_update" else (count // 3 - 2) / 3
+    expected = np.where(count < 6, 0.1 + 0.3 * count / 6, 0.2 * (1 + np.cos(np.pi * done)))
+    np.testing.assert_allclose(rates(recipe, 6), expected, rtol=1e-5)
+
+
+def test_the_decay_of_a_step_is_a_setting():
+    recipe = Recipe(3, 1, 0.4, schedule="step", milestones=(1, 2), decay=0.5)
+    np.testing.assert_allclose(rates(recipe, 2), [[0.4] * 2, [0.2] * 2, [0.1] * 2], rtol=1e-6)
 
 
 def test_nesterov_with_coupled_decay_is_the_published_update():
@@ -110,6 +271,10 @@ def test_nesterov_with_coupled_decay_is_the_published_update():
         (
             {"optimizer": "adam", "clip_norm": 1.0},
             [0.7995292319883773, -0.8495555884051293, 1.733369786280908],
+        ),
+        (
+            {"optimizer": "adamw"},
+            [0.878787998375367, -0.8770020689811198, 1.7059440064321973],
         ),
     ],
 )
@@ -137,7 +302,7 @@ def test_steps_per_epoch(drop_last, num, steps):
     assert recipe.steps_per_epoch(num) == steps
 
 
-@pytest.mark.parametrize("name", ["none", "crop", "crop_flip", "shift_flip"])
+@pytest.mark.parametrize("name", ["none", "crop", "flip", "crop_flip", "shift_flip"])
 def test_every_augmentation_keeps_shape_and_box(name):
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=0.1, augmentation=name)
     image = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
@@ -176,13 +341,18 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
         ({"clip_norm": 0.0}, "clip_norm = 0.0; it must be a finite number above 0"),
         (
             {"schedule": "linear"},
-            "schedule = 'linear'; allowed are constant, cosine, step",
+            "schedule = 'linear'; allowed are constant, cosine, cosine_per_update, step",
         ),
-        ({"optimizer": "lion"}, "optimizer = 'lion'; allowed are sgd, adam"),
+        ({"optimizer": "lion"}, "optimizer = 'lion'; allowed are sgd, adam, adamw"),
         (
             {"augmentation": "mixup"},
-            "augmentation = 'mixup'; allowed are none, crop, crop_flip, shift_flip",
+            "augmentation = 'mixup'; allowed are none, crop, flip, crop_flip, shift_flip",
         ),
+        ({"decay": 0.0}, "decay = 0.0; it must be a number above 0 and at most 1"),
+        ({"decay": 1.5}, "decay = 1.5; it must be a number above 0 and at most 1"),
+        ({"warmup": -1}, "warmup = -1; it must be at least 0"),
+        ({"warmup": 8}, "warmup = 8; it must be below epochs = 8"),
+        ({"warmup_rate": -0.1}, "warmup_rate = -0.1; it must be a finite number at least 0"),
     ]
     + [
         (

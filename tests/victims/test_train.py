@@ -160,7 +160,8 @@ def test_running_statistics_are_those_of_the_updates():
 @functools.cache
 def augmented():
     """Nesterov SGD with a schedule, decay and augmentation; 22 rows."""
-    how = recipes.witches_brew(epochs=4, learning_rate=0.05)
+    brew = recipes.witches_brew(epochs=4, data=None)
+    how = dataclasses.replace(brew, learning_rate=0.05)
     return victims.victim_training(victim(), dataclasses.replace(how, batch_size=8), 22)
 
 

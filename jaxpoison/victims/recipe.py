@@ -1,0 +1,160 @@
+"""How a victim is trained: a frozen record of settings, and the optax rule made of it."""
+
+import collections
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxpoison import check
+from jaxpoison.data import augment
+from jaxpoison.types import InputError
+
+__all__ = ["Recipe"]
+
+SCHEDULES = ("constant", "cosine", "cosine_per_update", "step")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "shift_flip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a victim is trained; build a variant with `dataclasses.replace`.
+
+    Attributes:
+      epochs: E, passes over the training set.
+      batch_size: B.
+      learning_rate: r, after the warm-up; may be traced, for sweeps.
+      schedule: of the rate at epoch e: "constant", r; "cosine", r (1 + cos(pi (e - W) / (E - W))) /
+        2; "cosine_per_update", the same with e counted in updates, as a fraction of an epoch;
+        "step", r decay^(number of milestones <= e).
+      milestones: 0-based epochs below E in ascending order; read by "step" alone.
+      decay: factor at each milestone, in (0, 1].
+      warmup: W < E epochs in which the rate rises linearly, update by update, from `warmup_rate`
+        to r; the schedule is read after them.
+      warmup_rate: of the first update of a warm-up.
+      optimizer: "sgd" (with `momentum`, `nesterov`), "adam" or "adamw" (0.9, 0.999, 1e-8).
+      momentum: of SGD: v <- momentum v + g, params <- params - rate v.
+      nesterov: params <- params - rate (g + momentum v) instead.
+      weight_decay: on all parameters, after the clip; coupled (L2), g <- g + weight_decay params,
+        but decoupled for "adamw": params <- params - rate weight_decay params besides its step.
+      clip_norm: global gradient norm clip; None for none.
+      drop_last: leave out the last partial batch of an epoch.
+      augmentation: "none", "crop" (4 px of padding), "flip" (horizontal), "crop_flip", or
+        "shift_flip" (sub-pixel shift by up to an eighth of the height each way, then flip).
+      fill: color of the padding, pixels in [0, 1]: one value, or one per channel.
+      mean: per channel, pixel units: what the source subtracts from images; None for nothing.
+      std: per channel, pixel units: what it divides them by then; None for nothing. Both are the
+        network's business: `create(name, shape, num_classes, **recipe.normalization)`.
+      source: where the values come from.
+
+    Errors:
+      InputError: a value that cannot be used; the message says what is allowed.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | Float[Array, ""]
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    warmup: int = 0
+    warmup_rate: float = 0.0
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    drop_last: bool = False
+    augmentation: str = "none"
+    fill: tuple[float, ...] = (0.0,)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    source: str = ""
+
+    def __post_init__(self):
+        check.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        check.positive(learning_rate=self.learning_rate)
+        check.number(above=0, most=1, decay=self.decay)
+        check.at_least(0, warmup=self.warmup)
+        if self.warmup >= self.epochs:
+            raise InputError(f"warmup = {self.warmup}; it must be below epochs = {self.epochs}")
+        check.number(least=0, warmup_rate=self.warmup_rate)
+        check.number(least=0, below=1, momentum=self.momentum)
+        check.number(least=0, weight_decay=self.weight_decay)
+        if self.clip_norm is not None:
+            check.positive(clip_norm=self.clip_norm)
+        check.one_of(SCHEDULES, schedule=self.schedule)
+        check.one_of(OPTIMIZERS, optimizer=self.optimizer)
+        check.one_of(AUGMENTATIONS, augmentation=self.augmentation)
+        if self.schedule == "step":
+            _check_milestones(self.milestones, self.epochs)
+
+    @property
+    def normalization(self) -> dict[str, tuple[float, ...] | None]:
+        """`mean` and `std` as the keyword arguments of a network of `jaxpoison.models`."""
+        return {"mean": self.mean, "std": self.std}
+
+    def steps_per_epoch(self, num_train: int) -> int:
+        """Updates of one epoch over N = num_train rows; InputError for N < 1."""
+        check.at_least(1, num_train=num_train)
+        if self.drop_last and num_train >= self.batch_size:
+            return num_train // self.batch_size
+        return math.ceil(num_train / self.batch_size)
+
+    def optimizer_for(self, num_train: int) -> optax.GradientTransformation:
+        """The optax rule, its schedule laid out over N = num_train rows."""
+        rate = self._rate(self.steps_per_epoch(num_train))
+        clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        if self.optimizer == "adamw":
+            return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay))
+        rule = {
+            "sgd": optax.sgd(rate, self.momentum or None, self.nesterov),
+            "adam": optax.adam(rate),
+        }[self.optimizer]
+        return optax.chain(*clip, optax.add_decayed_weights(self.weight_decay), rule)
+
+    def augment(self) -> augment.Augmentation:
+        """The augmentation as (key, image [B, H, W, C]) -> image."""
+        return {
+            "none": augment.compose(),
+            "crop": augment.crop(padding=4, fill=self.fill),
+            "flip": augment.flip(),
+            "crop_flip": augment.compose(augment.crop(padding=4, fill=self.fill), augment.flip()),
+            "shift_flip": augment.shift_flip(fill=self.fill),
+        }[self.augmentation]
+
+    def _rate(self, steps: int) -> optax.Schedule:
+        """Update -> rate, with `steps` updates in an epoch."""
+        main, first = self._schedule(steps), self.warmup * steps
+        if not first:
+            return main
+        rise = optax.linear_schedule(self.warmup_rate, self.learning_rate, first)
+        return optax.join_schedules([rise, lambda count: main(count + first)], [first])
+
+    def _schedule(self, steps: int) -> optax.Schedule:
+        rate = self.learning_rate
+        if self.schedule == "constant":
+            return optax.constant_schedule(rate)
+        if self.schedule == "step":
+            times = collections.Counter(self.milestones)
+            return optax.piecewise_constant_schedule(
+                rate, {m * steps: self.decay**n for m, n in times.items()}
+            )
+        first, epochs = self.warmup * steps, self.epochs - self.warmup
+        if self.schedule == "cosine_per_update":
+            smooth = optax.cosine_decay_schedule(rate, epochs * steps)
+            return lambda count: smooth(count - first)
+        cosine = optax.cosine_decay_schedule(rate, epochs)
+        return lambda count: cosine(jnp.floor_divide(count - first, steps))
+
+
+def _check_milestones(milestones: tuple[int, ...], epochs: int) -> None:
+    inside = all(0 <= m < epochs for m in milestones)
+    if not milestones or not inside or list(milestones) != sorted(milestones):
+        raise InputError(
+            f"milestones = {milestones}; a step schedule of {epochs} epochs needs some from 0 to "
+            f"{epochs - 1}, in ascending order"
+        )
