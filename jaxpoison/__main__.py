@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpoison verify PATH` and `python -m jaxpoison show PATH`."""
+"""The command line: `python -m jaxpoison verify|show|report ...`."""
 
 import dataclasses
 import pathlib
@@ -83,7 +83,38 @@ class Show:
         return 0
 
 
-Command = Annotated[Verify, subcommand("verify")] | Annotated[Show, subcommand("show")]
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Make one HTML page of a finished run, or one that compares several.
+
+    The page needs no network. One run: table, curves, pictures, confusion, settings, published
+    values. Several: one table that sorts, curves overlaid, settings that differ marked.
+    """
+
+    runs: Positional[tuple[pathlib.Path, ...]]
+    """Run folders, or JSON files of records."""
+
+    out: pathlib.Path | None = None
+    """File to write. None: report.html in the folder of a single run, else in this folder."""
+
+    def run(self) -> int:
+        """Writes the page and prints where it is."""
+        # Imported here: matplotlib takes a second, which the other commands need not spend.
+        from jaxpoison.report import page, runs
+
+        if not self.runs:
+            raise InputError("no run named; name run folders or JSON files of records")
+        found = runs.read_runs(list(self.runs))
+        single = found[0].path if len(found) == 1 and found[0].path.is_dir() else pathlib.Path()
+        print(page.write(self.out or single / "report.html", found))
+        return 0
+
+
+Command = (
+    Annotated[Verify, subcommand("verify")]
+    | Annotated[Show, subcommand("show")]
+    | Annotated[Report, subcommand("report")]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = tyro.cli(
             tyro.conf.OmitSubcommandPrefixes[Command],
             prog="python -m jaxpoison",
-            description="Data-poisoning attacks and defenses: work with poison folders.",
+            description="Data-poisoning attacks and defenses: work with poison folders and runs.",
             args=argv,
         )
         return command.run()

@@ -2,12 +2,13 @@
 
 from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check_dataset import check_dataset
-from jaxpoison.data.sources import digits, from_npz, from_tfds, load
+from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
 __all__ = [
     "augment",
     "check_dataset",
+    "class_names",
     "digits",
     "first_per_class",
     "from_npz",

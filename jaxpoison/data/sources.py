@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxpoison import check
 from jaxpoison.data.check_dataset import checked
-from jaxpoison.data.tfds import check_bounds, from_tfds, some_of
+from jaxpoison.data.tfds import check_bounds, from_tfds, some_of, tfds_class_names
 from jaxpoison.types import Dataset, InputError
 
-__all__ = ["digits", "from_npz", "from_tfds", "load"]
+__all__ = ["class_names", "digits", "from_npz", "from_tfds", "load"]
 
 _UNREADABLE = (
     OSError,
@@ -118,6 +118,25 @@ def load(
         return _rows(stored, split)
     also = ["digits", *(stem.rpartition("-")[0] for stem in files)]
     return from_tfds(name, split, data_dir, also=also)
+
+
+def class_names(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[str, ...] | None:
+    """What the classes of a set are called, in label order.
+
+    Args:
+      name: as in `load`.
+      data_dir: as in `load`.
+
+    Returns:
+      L names, or None where nothing names them: npz files, and sets that TFDS does not know.
+    """
+    if name == "digits":
+        return tuple("0123456789")
+    if name.endswith(".npz"):
+        return None
+    return tfds_class_names(name, data_dir)
 
 
 def _rows(read: Callable[[str], Dataset], split: str) -> Dataset:

@@ -17,6 +17,9 @@ from jaxpoison.types import Dataset, InputError
 __all__ = ["from_tfds"]
 
 _CHUNK = 4096
+_NAMES = {  # the stock builder learns them only from the archive that it downloads
+    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+}
 
 
 def from_tfds(
@@ -64,6 +67,27 @@ def from_tfds(
     num_classes = getattr(builder.info.features[label_key], "num_classes", None)
     image, label = _read(name, records, image_key, label_key)
     return checked(image, label, num_classes=num_classes, source=name)
+
+
+def tfds_class_names(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[str, ...] | None:
+    """The names of the label feature, in label order; None for a set that is not known or unnamed.
+
+    Args:
+      name: as in `from_tfds`.
+      data_dir: as in `from_tfds`; a stock set need not be prepared.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        info = _builder(tfds, name, data_dir, ()).info
+        label = info.features[_keys(tfds, name, info)[1]]
+    except InputError:
+        return None
+    names = tuple(getattr(label, "names", None) or ())
+    named = names != tuple(map(str, range(len(names))))
+    return names if named else _NAMES.get(name)
 
 
 def some_of(split: str) -> tuple[str, tuple[int | None, int | None] | None]:

@@ -17,7 +17,7 @@ from typing import Any
 from jaxpoison.data.manifest import device, versions
 from jaxpoison.victims import Interval, Judgment
 
-__all__ = ["arm", "device", "published", "record", "versions"]
+__all__ = ["arm", "device", "flat", "published", "record", "versions"]
 
 FIELDS = {
     "experiment": str,
@@ -87,3 +87,11 @@ def arm(
 def published(what: str, value: float, source: str) -> dict[str, Any]:
     """A number of somebody else's, to stand beside ours: a fraction, and where it was printed."""
     return {"what": what, "value": value, "source": source}
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"recipe.epochs": 20}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (flat(v, f"{name}.{k}" if name else k) for k, v in value.items())
+    return {k: v for part in parts for k, v in part.items()}

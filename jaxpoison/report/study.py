@@ -7,7 +7,8 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     poison/<arm>/               the poison folder, as the victims read it
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
     grid.png, curves.png        pictures
-    result.json                 the record; written last, so it marks a finished run
+    result.json                 the record; it marks a finished run
+    report.html                 the page made of them
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from rich.console import Console
 from jaxpoison import check, checkpoint, loops, over
 from jaxpoison.data import poisoned
 from jaxpoison.perturb import Budget
-from jaxpoison.report import figures, record, tables
+from jaxpoison.report import figures, page, record, tables
 from jaxpoison.types import (
     Attack,
     Dataset,
@@ -128,6 +129,8 @@ class Study:
         if result is not None:
             tables.print_record(result, self.console)
             self._say(f"finished before: {self.folder} (--overwrite computes it again)")
+            if not (self.folder / "report.html").exists():
+                page.write_run(self.folder)
         return result
 
     def train(
@@ -230,7 +233,7 @@ class Study:
             del self.arms[name], self._images[name], self._poisons[name]
 
     def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
-        """Draw, write result.json, print the table; returns the record.
+        """Draw, write result.json and report.html, print the table; returns the record.
 
         Args:
           main: the arm that the experiment is about; its poison stands at the top of the record.
@@ -250,6 +253,7 @@ class Study:
         )
         figures.curves(self.folder / "curves.png", result)
         checkpoint.write_json(self.folder / "result.json", result)
+        page.write_run(self.folder)
         tables.print_record(result, self.console)
         self._say(f"run folder: {self.folder}")
         return result
@@ -284,7 +288,7 @@ class Study:
         if there is None:
             checkpoint.write_json(self.folder / "config.json", self.plan)
             return
-        now, there = _flat(self.plan), _flat(there)
+        now, there = record.flat(self.plan), record.flat(there)
         for name in sorted({*now, *there}):
             if now.get(name) != there.get(name):
                 raise InputError(
@@ -335,14 +339,6 @@ class Study:
 
     def _total(self) -> float:
         return self._wall + time.perf_counter() - self._began
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts as one: {"recipe.epochs": 20}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = (_flat(v, f"{name}.{k}" if name else k) for k, v in value.items())
-    return {k: v for part in parts for k, v in part.items()}
 
 
 @jax.jit(static_argnums=0)

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["markdown", "percent", "print_record", "table"]
+__all__ = ["markdown", "percent", "print_record", "seconds", "table"]
 
 
 def percent(value: dict[str, Any]) -> str:
@@ -30,7 +30,7 @@ def table(record: dict[str, Any]) -> Table:
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
-        result.add_row(Text(name), *cells, f"{_seconds(record, name):.1f}")
+        result.add_row(Text(name), *cells, f"{seconds(record, name):.1f}")
     return result
 
 
@@ -89,6 +89,7 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
     console.print(total, soft_wrap=True)
 
 
-def _seconds(record: dict[str, Any], arm: str) -> float:
+def seconds(record: dict[str, Any], arm: str) -> float:
+    """Of one training set: crafting it and training its victims, compiling apart."""
     parts = record["seconds"]
     return parts.get(f"craft {arm}", 0.0) + parts.get(f"victims {arm}", 0.0)

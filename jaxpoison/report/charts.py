@@ -1,0 +1,101 @@
+"""Curves and heat maps for the page, in numbers that its template draws."""
+
+import base64
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from jaxpoison.report.figures import COLORS
+
+__all__ = ["Chart", "Heat", "Line", "chart", "confusion", "data_url"]
+
+DASHES = ("", "6 4", "2 3", "9 3 2 3")  # one after another as the colors are used up
+READABLE = 20  # classes up to which a confusion matrix is written out in numbers
+WORST = 10  # confusions listed beside a matrix that is too large to write out
+INK = np.array([42, 120, 214])  # of a full cell
+
+
+class Line(NamedTuple):
+    """One curve: `points` of an SVG polyline in percent of the plot, y downward."""
+
+    name: str
+    color: str
+    dash: str
+    points: str
+    last: float
+
+
+class Chart(NamedTuple):
+    """Curves over epochs 1..T and their axes; ticks are (percent of the axis, label)."""
+
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+class Heat(NamedTuple):
+    """A confusion matrix by rows: shares of the true class in [0, 1], and counts.
+
+    Attributes:
+      name: of the training set.
+      labels: of the classes.
+      cells: [L][L] of (share, count), or None where the matrix is drawn as `image`.
+      image: PNG as a data URL, L x L pixels, or None.
+      worst: (true, predicted, count, share) of the largest confusions, for an image.
+    """
+
+    name: str
+    labels: list[str]
+    cells: list[list[tuple[float, int]]] | None
+    image: str | None
+    worst: list[tuple[str, str, int, float]]
+
+
+def chart(curves: dict[str, list[float]]) -> Chart:
+    """Accuracies in [0, 1] after each epoch, by name; the y axis runs from 0 to 100 %."""
+    epochs = max((len(curve) for curve in curves.values()), default=1)
+    width = max(epochs - 1, 1)
+    lines = []
+    for i, (name, curve) in enumerate(curves.items()):
+        places = [100 * (t / width if epochs > 1 else 0.5) for t in range(len(curve))]
+        points = [f"{x:.2f},{100 - 100 * y:.2f}" for x, y in zip(places, curve, strict=True)]
+        points = points * 2 if len(points) == 1 else points  # a round end, so a dot
+        dash = DASHES[i // len(COLORS) % len(DASHES)]
+        last = curve[-1] if curve else 0.0
+        lines.append(Line(name, COLORS[i % len(COLORS)], dash, " ".join(points), last))
+    ticks = MaxNLocator(nbins=6, integer=True, min_n_ticks=1).tick_values(1, max(epochs, 2))
+    shown = sorted({1, epochs} | {int(t) for t in ticks if 1 < t <= 0.93 * epochs})
+    x_ticks = [(100 * ((t - 1) / width if epochs > 1 else 0.5), str(t)) for t in shown]
+    return Chart(lines, x_ticks, [(float(y), str(y)) for y in range(0, 101, 20)])
+
+
+def confusion(name: str, counts: list[list[int]], labels: list[str]) -> Heat:
+    """Row shares of a matrix [L, L] (true class by predicted class); written out up to 20 classes.
+
+    Args:
+      name: of the training set.
+      counts: as in the record.
+      labels: L names.
+    """
+    matrix = np.asarray(counts, float).reshape(len(labels), len(labels))
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    if len(labels) <= READABLE:
+        rows = zip(share.tolist(), counts, strict=True)
+        cells = [list(zip(part, row, strict=True)) for part, row in rows]
+        return Heat(name, labels, cells, None, [])
+    pixels = np.round(255 + share[:, :, None] * (INK - 255)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    wrong = np.where(np.eye(len(labels), dtype=bool), 0, matrix)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    pairs = [divmod(int(i), len(labels)) for i in order if wrong.flat[i]]
+    worst = [(labels[t], labels[p], int(matrix[t, p]), float(share[t, p])) for t, p in pairs]
+    return Heat(name, labels, None, data_url(buffer.getvalue()), worst)
+
+
+def data_url(png: bytes) -> Any:
+    """A PNG inside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

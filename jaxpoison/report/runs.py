@@ -1,0 +1,177 @@
+"""Finished runs as they lie on disk: the record, the pictures, the names of the classes."""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxpoison import check, data
+from jaxpoison.data.manifest import MANIFEST, read_manifest
+from jaxpoison.report import record
+from jaxpoison.types import InputError
+
+__all__ = ["Run", "read_run", "read_runs"]
+
+RATES = ("final_accuracy", "peak_accuracy", "train_accuracy")
+
+
+class Run(NamedTuple):
+    """One finished run.
+
+    Attributes:
+      label: what it is called beside others: `<experiment>/<name>`, or the name of its file.
+      path: its folder, or the file of a record that stands alone.
+      record: result.json, as `report/record.py` describes it; checked.
+      grid: the bytes of grid.png, or None.
+      class_names: of the data set, in label order, or None where nothing names them.
+    """
+
+    label: str
+    path: pathlib.Path
+    record: dict[str, Any]
+    grid: bytes | None
+    class_names: tuple[str, ...] | None
+
+
+def read_run(path: str | pathlib.Path) -> Run:
+    """A finished run.
+
+    Args:
+      path: its folder, or the JSON file of a record.
+
+    Raises:
+      InputError: there is no such run, it is not finished, or its record is damaged.
+    """
+    path = pathlib.Path(path)
+    folder, file = _places(path)
+    value = _record(file)
+    if folder is None:
+        return Run(file.stem, file, value, None, None)
+    label = f"{value['experiment']}/{folder.resolve().name}"
+    try:
+        grid = (folder / "grid.png").read_bytes()
+    except OSError:
+        grid = None
+    return Run(label, folder, value, grid, _class_names(folder))
+
+
+def read_runs(paths: list[pathlib.Path]) -> list[Run]:
+    """Several runs with labels that tell them apart.
+
+    Raises:
+      InputError: as `read_run`, or a run is named twice.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        run = read_run(path)
+        if any(run.path.resolve() == other.path.resolve() for other in runs):
+            raise InputError(f"{path} is named twice; name each run once")
+        runs.append(run)
+    labels = [run.label for run in runs]
+    return [r._replace(label=str(r.path)) if labels.count(r.label) > 1 else r for r in runs]
+
+
+def _places(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path]:
+    """(run folder or None, file of the record)."""
+    try:
+        if path.is_file():
+            home = path.name == "result.json" and (path.parent / "config.json").is_file()
+            return (path.parent if home else None), path
+        if not path.is_dir():
+            raise InputError(f"no run {path}; a run folder or a record is needed")
+        if (path / "result.json").is_file():
+            return path, path / "result.json"
+        if (path / "config.json").is_file():
+            raise InputError(
+                f"{path} is not finished: it has no result.json; its command goes on with it"
+            )
+        inside = sorted(p.parent for p in path.glob("*/result.json"))
+        inside += sorted(p.parent for p in path.glob("*/*/result.json"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"no run {ascii(str(path))}: {check.one_line(error)}") from error
+    hint = f"; did you mean {inside[0]}?" if inside else ""
+    raise InputError(f"{path} is no run folder: it has no result.json{hint}")
+
+
+def _record(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        _check(value)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no record of a run, or damaged: {check.one_line(error)}"
+        ) from error
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check(value: Any) -> None:
+    """A ValueError naming the first entry that a record cannot have."""
+    _need(isinstance(value, dict), "the record")
+    for name, kind in record.FIELDS.items():
+        _need(isinstance(value.get(name), kind), name)
+    _need(all(map(_number, value["seconds"].values())), "seconds")
+    _need("total" in value["seconds"] and "compile" in value["seconds"], "seconds")
+    for name, kind in (("platform", str), ("kind", str), ("host", str), ("count", int)):
+        _need(isinstance(value["device"].get(name), kind), f"device.{name}")
+    for row in value["published"]:
+        texts = isinstance(row, dict) and all(
+            isinstance(row.get(k), str) for k in ("what", "source")
+        )
+        _need(texts and _number(row.get("value")), "published")
+    for name, entry in value["arms"].items():
+        _check_arm(f"arms.{name}", entry)
+
+
+def _check_arm(name: str, entry: Any) -> None:
+    _need(isinstance(entry, dict), name)
+    optional = [k for k in ("success_rate", "intended_probability", "craft_seeds") if k in entry]
+    for rate in [*RATES, *optional]:
+        there = entry.get(rate)
+        _need(isinstance(there, dict), f"{name}.{rate}")
+        values = there.get("values")
+        _need(isinstance(values, list) and values and all(map(_number, values)), f"{name}.{rate}")
+        ends = (there.get("low"), there.get("high"))
+        _need(_number(there.get("mean")), f"{name}.{rate}")
+        _need(ends == (None, None) or all(map(_number, ends)), f"{name}.{rate}")
+    curve, classes, counts = (entry.get(k) for k in ("curve", "per_class", "confusion"))
+    _need(isinstance(curve, list) and all(map(_number, curve)), f"{name}.curve")
+    _need(
+        isinstance(classes, list) and all(x is None or _number(x) for x in classes),
+        f"{name}.per_class",
+    )
+    rows = isinstance(counts, list) and len(counts) == len(classes)
+    square = rows and all(isinstance(r, list) and len(r) == len(counts) for r in counts)
+    _need(square and all(_number(n) and n >= 0 for r in counts for n in r), f"{name}.confusion")
+    _need(isinstance(entry.get("expect"), str), f"{name}.expect")
+    _need(isinstance(entry.get("victim", ""), str), f"{name}.victim")
+    poison = entry.get("poison")
+    _need(poison is None or isinstance(poison, dict), f"{name}.poison")
+    for key in ("eps", "measured", "psnr", "ssim") if poison else ():
+        _need(poison.get(key) is None or _number(poison[key]), f"{name}.poison.{key}")
+
+
+def _need(sound: Any, name: str) -> None:
+    if not sound:
+        raise ValueError(f"its entry {name} is missing or unsound")
+
+
+def _number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _class_names(folder: pathlib.Path) -> tuple[str, ...] | None:
+    """Of the source set that the poison folders of a run name."""
+    for manifest in sorted(folder.glob(f"poison/*/{MANIFEST}")):
+        try:
+            source = read_manifest(manifest.parent)[0].source
+        except InputError:
+            continue
+        return data.class_names(str(source.get("name")), source.get("data_dir"))
+    return None
