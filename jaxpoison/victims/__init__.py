@@ -1,33 +1,40 @@
 """Victims in training: how they learn, by which recipe, and how they are judged."""
 
 from jaxpoison.victims import recipes
+from jaxpoison.victims.classical import CLASSICAL, Classical, judge_classical
 from jaxpoison.victims.evaluate import (
+    Assessment,
     Interval,
     Judgment,
-    Similarity,
     accuracy,
+    assess,
     confusion,
     hits,
     interval,
     judge,
     logits,
-    similarity,
     targeted,
 )
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.recipe import Recipe
+from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.train import training, victim_training
 
 __all__ = [
+    "Assessment",
+    "CLASSICAL",
+    "Classical",
     "Interval",
     "Judgment",
     "Recipe",
     "Similarity",
     "accuracy",
+    "assess",
     "confusion",
     "hits",
     "interval",
     "judge",
+    "judge_classical",
     "learner",
     "logits",
     "recipes",

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
@@ -15,16 +14,19 @@ from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
 
 __all__ = [
+    "Assessment",
     "Interval",
     "Judgment",
-    "Similarity",
     "accuracy",
+    "assess",
+    "assessment",
     "confusion",
     "hits",
     "interval",
+    "is_stacked",
     "judge",
+    "judgment",
     "logits",
-    "similarity",
     "targeted",
 ]
 
@@ -41,6 +43,20 @@ class Interval(NamedTuple):
         """As `0.972 [0.965, 0.979]`."""
         spread = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
         return f"{self.mean:.3f}{spread}"
+
+
+class Assessment(NamedTuple):
+    """Trained victims on one data set; accuracies are fractions.
+
+    Attributes:
+      accuracy: share of rows classified as labeled.
+      per_class: [L] of it by true class, mean over victims; None where no row has that class.
+      confusion: [L, L] counts, true class by predicted class, summed over victims.
+    """
+
+    accuracy: Interval
+    per_class: list[float | None]
+    confusion: list[list[int]]
 
 
 class Judgment(NamedTuple):
@@ -61,19 +77,6 @@ class Judgment(NamedTuple):
     per_class: list[float | None]
     confusion: list[list[int]]
     curve: list[float]
-
-
-class Similarity(NamedTuple):
-    """How close poisoned images are to clean ones, mean over changed rows; None where undefined.
-
-    Attributes:
-      psnr: 10 log10(1 / MSE), decibels; None if nothing changed.
-      ssim: structural similarity (Wang et al. 2004, eq. 13), mean over places and channels;
-        Gaussian window of sigma 1.5 and up to 11 pixels (odd, at most the image); None likewise.
-    """
-
-    psnr: float | None
-    ssim: float | None
 
 
 def logits(
@@ -155,19 +158,85 @@ def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) 
       train: the training set they saw.
       test: clean test set.
     """
-    counts, train_accuracy = _final(victim, state.variables, train, test)
-    counts = np.asarray(counts)
-    curve = np.asarray(info.test_accuracy, np.float64)
-    right = np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
-    total = counts.sum(axis=0)  # every seed has the same rows of a class
+    seen, held_out = (np.asarray(_counts(victim, state.variables, d, 500)) for d in (train, test))
+    train_accuracy = np.trace(seen, axis1=1, axis2=2) / len(train.label)
+    return judgment(held_out, train_accuracy, info.test_accuracy)
+
+
+def judgment(
+    counts: Int[Array | np.ndarray, "r l l"],
+    train_accuracy: Num[Array | np.ndarray, " r"],
+    curve: Num[Array | np.ndarray, "t r"],
+) -> Judgment:
+    """The Judgment of R victims whose predictions are counted.
+
+    Args:
+      counts: clean test rows, true class by predicted class.
+      train_accuracy: on the training set as given.
+      curve: clean test accuracy after each epoch.
+    """
+    final, per_class, confusions = assessment(counts)
+    epochs = np.asarray(curve, np.float64)
     return Judgment(
-        interval(right),
-        interval(np.maximum(curve.max(axis=0), right)),
+        final,
+        interval(np.maximum(epochs.max(axis=0), final.values)),
         interval(np.asarray(train_accuracy, np.float64)),
-        [row[i].item() / row.sum().item() if row.any() else None for i, row in enumerate(total)],
-        total.tolist(),
-        curve.mean(axis=1).tolist(),
+        per_class,
+        confusions,
+        epochs.mean(axis=1).tolist(),
     )
+
+
+def assess(
+    victim: Victim, variables: Variables, dataset: Dataset, *, batch_size: int = 500
+) -> Assessment:
+    """Accuracy, per-class accuracy and confusion of trained victims, in one call.
+
+    Args:
+      victim: the network.
+      variables: of one trained victim, or of R with a leading axis; as `load` returns them.
+      dataset: what they classify, with running statistics.
+      batch_size: rows at a time.
+
+    Raises: InputError for no images, a label without a logit, or batch_size < 1.
+    """
+    check.at_least(1, batch_size=batch_size)
+    several = variables
+    if not is_stacked(victim, variables):
+        several = jax.tree.map(lambda x: x[None], variables)
+    counts = np.asarray(_counts(victim, several, dataset, batch_size))
+    if (found := counts.sum(axis=(1, 2)).min()) < len(dataset.label):
+        raise InputError(
+            f"{len(dataset.label) - found} labels of the set are not among the network's "
+            f"{counts.shape[1]} classes"
+        )
+    return assessment(counts)
+
+
+def assessment(counts: Int[Array | np.ndarray, "r l l"]) -> Assessment:
+    """The Assessment of R victims whose predictions are counted, true class by predicted class."""
+    counts = np.asarray(counts)
+    right = np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
+    total = counts.sum(axis=0)  # every victim has the same rows of a class
+    per_class = [r[i].item() / r.sum().item() if r.any() else None for i, r in enumerate(total)]
+    return Assessment(interval(right), per_class, total.tolist())
+
+
+def is_stacked(victim: Victim, variables: Variables) -> bool:
+    """Whether the arrays have a leading axis of victims, by the shapes of `victim.init`.
+
+    Raises: InputError if they are not this network's, with such an axis or without.
+    """
+    like = jax.eval_shape(victim.init, jax.random.key(0))
+    if jax.tree.structure(like) != jax.tree.structure(variables):
+        raise InputError("the variables are of another network: their names differ")
+    found, wanted = ([x.shape for x in jax.tree.leaves(t)] for t in (variables, like))
+    if found == wanted:
+        return False
+    if len({x[:1] for x in found}) == 1 and [x[1:] for x in found] == wanted:
+        return True
+    x, y = next(pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1])
+    raise InputError(f"the variables are of another network: an array is {x}, not {y}")
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -185,50 +254,15 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     if numbers.size == 1:
         return Interval(mean, None, None, numbers.tolist())
     spread = numbers.std(ddof=1) / np.sqrt(numbers.size)
-    half = float(scipy.stats.t.ppf(0.975, numbers.size - 1) * spread)
+    half = float(scipy.special.stdtrit(numbers.size - 1, 0.975) * spread)
     return Interval(mean, mean - half, mean + half, numbers.tolist())
 
 
-def similarity(
-    clean: Num[Array, "n h w c"], poisoned: Num[Array, "..."], *, batch_size: int = 500
-) -> Similarity:
-    """PSNR and SSIM of the rows that differ, mean over rows; see `Similarity`.
-
-    Args:
-      clean: images, uint8 or float in [0, 1].
-      poisoned: the same rows, poisoned.
-      batch_size: rows at a time.
-
-    Raises: InputError if the two differ in shape.
-    """
-    if clean.shape != poisoned.shape:
-        raise InputError(f"clean images are {clean.shape}, poisoned ones {poisoned.shape}")
-    sums = np.zeros(3)
-    for i in range(0, len(clean), batch_size):
-        rows = slice(i, i + batch_size)
-        sums += np.asarray(jax.device_get(_closeness(clean[rows], poisoned[rows])))
-    psnr, ssim, changed = sums.tolist()
-    if not changed:
-        return Similarity(None, None)
-    return Similarity(psnr / changed, ssim / changed)
-
-
-@jax.jit
-def _closeness(clean, poisoned):
-    a, b = as_float(clean), as_float(poisoned)
-    changed = jnp.any(a != b, axis=(1, 2, 3))
-    window = min(11, *(side - 1 + side % 2 for side in a.shape[1:3]))
-    psnr = jnp.where(changed, dm_pix.psnr(a, b), 0)
-    ssim = jnp.where(changed, dm_pix.ssim(a, b, filter_size=window), 0)
-    return jnp.sum(psnr), jnp.sum(ssim), jnp.sum(changed)
-
-
-@jax.jit(static_argnums=0)
-def _final(victim, variables, train, test):
+@jax.jit(static_argnums=(0, 3))
+def _counts(victim, variables, dataset, batch_size):
     def one(variables):
-        scores = logits(victim, variables, test.image)
-        counts = confusion(test.label, jnp.argmax(scores, axis=1), scores.shape[1])
-        return counts, accuracy(victim, variables, train)
+        scores = logits(victim, variables, dataset.image, batch_size=batch_size)
+        return confusion(dataset.label, jnp.argmax(scores, axis=1), scores.shape[1])
 
     return lax.map(one, variables)
 

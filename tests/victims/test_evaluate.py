@@ -9,7 +9,8 @@ import sklearn.metrics
 
 import jaxpoison as jp
 from jaxpoison import victims
-from jaxpoison.types import Dataset, InputError, Variables, as_float
+from jaxpoison.types import Dataset, InputError, Variables
+from jaxpoison.victims import evaluate
 from jaxpoison.victims.train import EpochInfo
 from tests.oracles import smooth_victim
 
@@ -101,6 +102,57 @@ def test_judge_counts_every_seed():
     assert got.final_accuracy == victims.interval(right)
 
 
+def test_assess_counts_one_victim_or_several():
+    net, data = smooth_victim(), dataset(30)
+    seeds = [jax.jit(net.init)(jax.random.key(r)) for r in range(3)]
+    predicted = [scores(s, data.image).argmax(1) for s in seeds]
+    counts = [
+        sklearn.metrics.confusion_matrix(data.label, p, labels=range(CLASSES)) for p in predicted
+    ]
+    one = victims.assess(net, seeds[1], data, batch_size=7)
+    share = sklearn.metrics.accuracy_score(data.label, predicted[1])
+    assert one.accuracy.values == pytest.approx([share]) and one.accuracy.low is None
+    assert one.confusion == counts[1].tolist()
+    recall = sklearn.metrics.recall_score(data.label, predicted[1], average=None)
+    np.testing.assert_allclose(one.per_class, recall, rtol=1e-12)
+    several = victims.assess(net, jax.tree.map(lambda *x: jnp.stack(x), *seeds), data)
+    assert several.confusion == sum(counts).tolist()
+    right = [np.mean(p == np.asarray(data.label)) for p in predicted]
+    np.testing.assert_allclose(several.accuracy.values, right, rtol=1e-12)
+
+
+def test_assess_refuses_another_network_and_labels_without_a_logit():
+    net, data = smooth_victim(), dataset()
+    variables = net.init(KEY)
+    other = Variables(jax.tree.map(lambda x: x[:-1], variables.params), ())
+    with pytest.raises(InputError, match="^the variables are of another network: an array is "):
+        victims.assess(net, Variables(other.params, variables.stats), data)
+    with pytest.raises(InputError, match="^the variables are of another network: their names"):
+        victims.assess(net, Variables({"w": variables.params["w"]}, variables.stats), data)
+    with pytest.raises(InputError, match="^20 labels of the set are not among the network's 3"):
+        victims.assess(net, variables, Dataset(data.image, data.label + 3))
+
+
+def test_evaluation_holds_one_batch_of_activations():
+    net = jp.models.small_cnn((16, 16, 1), 3, widths=(8,))
+    several = jax.eval_shape(
+        jax.vmap(net.init), jax.ShapeDtypeStruct((4,), jax.random.key(0).dtype)
+    )
+
+    def scratch(num):
+        data = Dataset(
+            jax.ShapeDtypeStruct((num, 16, 16, 1), jnp.uint8),
+            jax.ShapeDtypeStruct((num,), jnp.int32),
+        )
+        lowered = evaluate._counts.lower(net, several, data, 50)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    few, many = scratch(100), scratch(2000)
+    of_the_set = 1900 * (16 * 16 + 4 * 3 + 4)  # its uint8 batches and logits
+    one_activation = 1900 * 16 * 16 * 8 * 4
+    assert many - few < 3 * of_the_set < one_activation / 4
+
+
 def test_an_interval_by_hand_and_by_scipy():
     got = victims.interval([1.0, 2.0, 3.0])
     point = 0.95 * np.sqrt(2 / (4 * 0.975 * 0.025))  # 97.5 % of t with 2 degrees, in closed form
@@ -118,63 +170,6 @@ def test_one_value_has_no_interval_and_equal_ones_a_point():
     assert victims.interval([0.5, 0.5]) == (0.5, 0.5, 0.5, [0.5, 0.5])
     with pytest.raises(InputError, match="^an interval needs at least one value$"):
         victims.interval([])
-
-
-def ssim(a, b, window):
-    """Structural similarity of one image, by the formula, place by place, in float64."""
-    at = np.arange(window) - window // 2
-    weight = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
-    weight /= weight.sum()
-    out = []
-    for i in range(a.shape[0] - window + 1):
-        for j in range(a.shape[1] - window + 1):
-            for c in range(a.shape[2]):
-                x, y = (m[i : i + window, j : j + window, c] for m in (a, b))
-                mx, my = (weight * x).sum(), (weight * y).sum()
-                vx, vy = (weight * (x - mx) ** 2).sum(), (weight * (y - my) ** 2).sum()
-                cov = (weight * (x - mx) * (y - my)).sum()
-                out.append(
-                    (2 * mx * my + 1e-4) * (2 * cov + 9e-4)
-                    / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
-                )  # fmt: skip
-    return np.mean(out)
-
-
-@pytest.mark.parametrize(
-    ("shape", "window"), [((14, 12, 3), 11), ((8, 8, 1), 7), ((5, 9, 2), 5), ((2, 2, 1), 1)]
-)
-def test_similarity_equals_the_formulas(shape, window):
-    clean = RNG.randint(0, 256, (5, *shape))
-    poisoned = np.clip(clean + RNG.randint(-16, 17, clean.shape), 0, 255)
-    poisoned[[1, 3]] = clean[[1, 3]]  # rows that did not change do not count
-    a, b = clean / 255, poisoned / 255
-    got = victims.similarity(
-        jnp.asarray(clean, jnp.uint8), jnp.asarray(poisoned, jnp.uint8), batch_size=2
-    )
-    changed = [0, 2, 4]
-    psnr = np.mean([-10 * np.log10(np.mean((a[i] - b[i]) ** 2)) for i in changed])
-    np.testing.assert_allclose(got.psnr, psnr, rtol=1e-5)
-    expected = np.mean([ssim(a[i], b[i], window) for i in changed])
-    np.testing.assert_allclose(got.ssim, expected, atol=1e-5)
-
-
-def test_similarity_of_constant_images_is_a_closed_form():
-    a, b = 51, 102
-    clean, other = (jnp.full((2, 8, 8, 3), v, jnp.uint8) for v in (a, b))
-    got = victims.similarity(clean, other)
-    x, y = a / 255, b / 255
-    np.testing.assert_allclose(got.psnr, -20 * np.log10(y - x), rtol=1e-6)
-    np.testing.assert_allclose(got.ssim, (2 * x * y + 1e-4) / (x**2 + y**2 + 1e-4), atol=1e-4)
-    floats = victims.similarity(as_float(clean), as_float(other))
-    np.testing.assert_allclose(floats, got, rtol=1e-6)
-
-
-def test_identical_sets_have_no_similarity_and_shapes_must_fit():
-    image = dataset().image
-    assert victims.similarity(image, image) == (None, None)
-    assert victims.similarity(image[:0], image[:0]) == (None, None)
-    with pytest.raises(InputError, match=r"^clean images are \(20, 3, 3, 1\), poisoned ones \(2"):
-        victims.similarity(image, jnp.tile(image, (1, 1, 1, 2))[:2])
 
 
 def test_bad_batches_are_one_line():
