@@ -21,6 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxpoison import check
+from jaxpoison.lock import Lock
 from jaxpoison.types import InputError
 
 __all__ = [
@@ -148,6 +149,8 @@ def restore(
 class Book:
     """The files of one run: metrics.jsonl and checkpoints/, or memory alone without a folder.
 
+    Entered as a context it makes the folder, and holds it against other runs until it is left.
+
     Args:
       directory: the run's folder, or None.
       key: the run's key; a folder made with another one is refused.
@@ -162,17 +165,28 @@ class Book:
         info = jax.eval_shape(process.step, key, state, data)[1]
         self.kind, self.dtypes = type(info), [x.dtype for x in info]
         self.lines: list[dict[str, Any]] = []
+        self._lock: Lock | None = None
+
+    def __enter__(self):
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = Lock(self.folder)
+                self._metrics.open("a").close()
+            except OSError as error:
+                self.__exit__()
+                raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *error):
+        if self._lock is not None:
+            self._lock.release()
 
     def resume(self, state, num_steps):
         """(state, step, seconds) of the newest checkpoint; metrics after it are dropped."""
         fresh = state, 0, Seconds(0.0, 0.0)
         if self.folder is None:
             return fresh
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._metrics.open("a").close()
-        except OSError as error:
-            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
         found = restore(self.folder / "checkpoints", state, read=_key_and_seconds)
         if found is None:
             self._write_metrics()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -97,8 +97,8 @@ def run_chunks(
 
     Raises:
       NonFiniteError: step t gave a NaN or infinity; checkpoints hold the last good state.
-      InputError: num_steps < 1, a checkpoint of another key or setting, or more steps done
-        than asked for.
+      InputError: num_steps < 1, a checkpoint of another key or setting, more steps done than
+        asked for, or a directory that another run holds.
     """
     check.at_least(1, num_steps=num_steps)
     check.rows(data)
@@ -110,47 +110,66 @@ def run_chunks(
     state = _init(process, init_key, data)
     home = _home(state)
     state, steps_key, data = _place((state, steps_key, data), home)
-    book = checkpoint.Book(directory, key, process, state, data)
-    state, step, seconds = book.resume(state, num_steps)
-    compile_seconds = seconds.compile
-    if step < num_steps:
-        zero = jax.device_put(np.int32(step), home)
-        # Zero steps: compiles the program, and the state comes back as it was.
-        state, _, _ = jax.block_until_ready(_chunk(process, steps_key, state, data, zero, zero))
-        compile_seconds += time.perf_counter() - started
-
-    spent, last_save, done_at_save, length = seconds.steps, time.perf_counter(), step, 1
-    with _bar(console, description, step, num_steps) as advance, _signals() as received:
-        while step < num_steps:
-            until_save = num_steps if save_every is None else done_at_save + save_every
-            stop = min(num_steps, step + length, until_save)
-            bounds = jax.device_put((np.int32(step), np.int32(stop)), home)
-            began = time.perf_counter()
-            with jax.transfer_guard("disallow"):
-                state, end, buffer = _chunk(process, steps_key, state, data, *bounds)
-            taken = int(jax.device_get(end)) - step
-            rows = jax.tree.map(lambda x, n=taken: x[:n], jax.device_get(buffer))
-            elapsed = time.perf_counter() - began
-            spent += elapsed
-            book.record(step, rows)
-            _stop_if_not_finite(rows, step, book)
-            step += taken
-            advance(step, taken / elapsed, rows.outer_loss[-1])
-            per_step = elapsed / taken
-            length = int(np.clip(CHUNK_SECONDS / per_step, 1, min(CAPACITY, 4 * length)))
-            due = time.perf_counter() - last_save > 30 if save_every is None else step == until_save
-            if due or received or step == num_steps:
-                book.save(step, state, Seconds(compile_seconds, spent))
-                last_save, done_at_save = time.perf_counter(), step
-            if received:
-                break
+    description, console = description or "run", console or Console(stderr=True)
+    received: list[signal.Signals] = []
+    with checkpoint.Book(directory, key, process, state, data) as book:
+        state, step, seconds = book.resume(state, num_steps)
+        if step < num_steps:
+            if step:
+                line = f"{description}: going on at step {step} of {num_steps}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            chunk = functools.partial(_chunk, process, steps_key)
+            zero = jax.device_put(np.int32(step), home)
+            # Zero steps: compiles the program, and the state comes back as it was.
+            state, _, _ = jax.block_until_ready(chunk(state, data, zero, zero))
+            compiled = seconds.compile + time.perf_counter() - started
+            with _bar(console, description, step, num_steps) as advance, _signals() as received:
+                state, step, seconds = _watch(
+                    lambda state, *bounds: chunk(state, data, *bounds),
+                    state,
+                    span=(step, num_steps),
+                    seconds=Seconds(compiled, seconds.steps),
+                    save_every=save_every,
+                    home=home,
+                    book=book,
+                    advance=advance,
+                    received=received,
+                )
     if received:
         where = f"saved in {book.folder}; run the same command to go on" if book.folder else "lost"
         print(f"stopped by {received[0].name} after step {step}: {where}", file=sys.stderr)
         sys.stderr.flush()
         sys.stdout.flush()
         signal.raise_signal(received[0])
-    return state, book.info(), Seconds(compile_seconds, spent)
+    return state, book.info(), seconds
+
+
+def _watch(chunk, state, *, span, seconds, save_every, home, book, advance, received):
+    """Chunk after chunk until the end or a signal; (state, steps done, seconds)."""
+    step, num_steps = span
+    last_save, done_at_save, length, spent = time.perf_counter(), step, 1, seconds.steps
+    while step < num_steps and not received:
+        until_save = num_steps if save_every is None else done_at_save + save_every
+        stop = min(num_steps, step + length, until_save)
+        bounds = jax.device_put((np.int32(step), np.int32(stop)), home)
+        began = time.perf_counter()
+        with jax.transfer_guard("disallow"):
+            state, end, buffer = chunk(state, *bounds)
+        taken = int(jax.device_get(end)) - step
+        rows = jax.tree.map(lambda x, n=taken: x[:n], jax.device_get(buffer))
+        elapsed = time.perf_counter() - began
+        spent += elapsed
+        book.record(step, rows)
+        _stop_if_not_finite(rows, step, book)
+        step += taken
+        advance(step, taken / elapsed, rows.outer_loss[-1])
+        per_step = elapsed / taken
+        length = int(np.clip(CHUNK_SECONDS / per_step, 1, min(CAPACITY, 4 * length)))
+        due = time.perf_counter() - last_save > 30 if save_every is None else step == until_save
+        if due or received or step == num_steps:
+            book.save(step, state, Seconds(seconds.compile, spent))
+            last_save, done_at_save = time.perf_counter(), step
+    return state, step, Seconds(seconds.compile, spent)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -211,7 +230,7 @@ def _stop_if_not_finite(rows, start, book) -> None:
 
 
 @contextmanager
-def _bar(console: Console | None, description: str, step: int, num_steps: int) -> Iterator[Any]:
+def _bar(console: Console, description: str, step: int, num_steps: int) -> Iterator[Any]:
     progress = Progress(
         TextColumn("{task.description:<20}"),
         BarColumn(bar_width=None),
@@ -219,12 +238,10 @@ def _bar(console: Console | None, description: str, step: int, num_steps: int) -
         TextColumn("{task.fields[speed]} steps/s"),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]}"),
-        console=console or Console(stderr=True),
+        console=console,
     )
-    with progress if step < num_steps else nullcontext():
-        task = progress.add_task(
-            description or "run", total=num_steps, completed=step, speed="-", loss="-"
-        )
+    with progress:
+        task = progress.add_task(description, total=num_steps, completed=step, speed="-", loss="-")
 
         def advance(done, speed, loss):
             shown = f"{float(np.mean(loss)):.4g}"

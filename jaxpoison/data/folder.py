@@ -14,7 +14,7 @@ from jaxpoison import check, checkpoint
 from jaxpoison.data.manifest import MANIFEST, Manifest, leftovers
 from jaxpoison.types import InputError
 
-__all__ = ["check_arrays", "install", "read_array", "rows_of"]
+__all__ = ["check_arrays", "check_file", "install", "read_array", "rows_of"]
 
 
 def install(
@@ -84,8 +84,8 @@ def read_array(folder: pathlib.Path, name: str, digest: str | None = None) -> np
     """
     path = folder / name
     try:
-        if digest is not None and checkpoint.digest(path) != digest:
-            raise InputError(f"{path} was damaged or changed: its SHA-256 is not the manifest's")
+        if digest is not None:
+            check_file(folder, name, digest)
         with path.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except FileNotFoundError as error:
@@ -94,6 +94,23 @@ def read_array(folder: pathlib.Path, name: str, digest: str | None = None) -> np
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
+
+
+def check_file(folder: pathlib.Path, name: str, digest: str) -> None:
+    """The SHA-256 of a file is the manifest's.
+
+    Errors:
+      InputError naming the file: missing, unreadable, damaged or changed.
+    """
+    path = folder / name
+    try:
+        found = checkpoint.digest(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
+    if found != digest:
+        raise InputError(f"{path} was damaged or changed: its SHA-256 is not the manifest's")
 
 
 def check_arrays(

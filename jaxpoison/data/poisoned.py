@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpoison import check
-from jaxpoison.data.folder import check_arrays, install, read_array, rows_of
+from jaxpoison.data.folder import check_arrays, check_file, install, read_array, rows_of
 from jaxpoison.data.manifest import (
     DOMAINS,
     MANIFEST,
@@ -36,7 +36,7 @@ from jaxpoison.data.verification import (
 )
 from jaxpoison.types import Dataset, InputError
 
-__all__ = ["Check", "Poisoned", "Report", "read", "verify", "write"]
+__all__ = ["Check", "Poisoned", "Report", "check_files", "read", "verify", "write"]
 
 _SOURCE = {"name": None, "split": "train", "data_dir": None}
 
@@ -177,15 +177,31 @@ def read(path: str | os.PathLike[str]) -> Poisoned:
       InputError naming the file that is missing, damaged or changed.
     """
     folder = pathlib.Path(path)
-    manifest, intact = read_manifest(folder)
-    if not intact:
-        raise InputError(f"{folder / MANIFEST} was changed after it was written")
+    manifest = _intact_manifest(folder)
     arrays = {name: read_array(folder, name, digest) for name, digest in manifest.files.items()}
     check_arrays(arrays, manifest, folder)
     dataset = Dataset(jnp.asarray(arrays["images.npy"]), jnp.asarray(arrays["labels.npy"]))
     return Poisoned(
         dataset, arrays["mask.npy"], arrays.get("delta.npy"), rows_of(arrays, manifest), manifest
     )
+
+
+def check_files(path: str | os.PathLike[str]) -> None:
+    """Every file of a poison folder is as it was written, by its hash; the arrays are not read.
+
+    Errors:
+      InputError naming the file that is missing, damaged or changed.
+    """
+    folder = pathlib.Path(path)
+    for name, digest in _intact_manifest(folder).files.items():
+        check_file(folder, name, digest)
+
+
+def _intact_manifest(folder: pathlib.Path) -> Manifest:
+    manifest, intact = read_manifest(folder)
+    if not intact:
+        raise InputError(f"{folder / MANIFEST} was changed after it was written")
+    return manifest
 
 
 def _check_choices(domain: str, rows: str, source: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
 import dataclasses
 import json
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -26,6 +25,7 @@ from jaxpoison import check, checkpoint, loops, over
 from jaxpoison.data import poisoned
 from jaxpoison.perturb import Budget
 from jaxpoison.report import figures, page, record, tables
+from jaxpoison.report.run_folder import RunFolder
 from jaxpoison.types import (
     Attack,
     Dataset,
@@ -89,7 +89,8 @@ class Study:
       console: where the table is printed; progress goes to standard error.
 
     Raises:
-      InputError: the folder cannot be written, holds a run with other settings, or no run.
+      InputError: the folder cannot be written, is in use by another process, or holds a run with
+        other settings, or other files.
     """
 
     def __init__(
@@ -104,33 +105,28 @@ class Study:
         self.plan = config.settings() | json.loads(json.dumps(facts or {}))
         self.console = console or Console()
         self.folder = config.runs / experiment / config.name
-        try:
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                if not (self.folder / "config.json").is_file():
-                    raise InputError(f"{self.folder} holds other files than a run; choose a --name")
-                if config.overwrite:
-                    shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._claim()
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write run folder {self.folder}: {reason}") from error
+        self._files = RunFolder(self.folder, self.plan, overwrite=config.overwrite)
         self.arms: dict[str, dict[str, Any]] = {}
         self._poisons: dict[str, dict[str, Any]] = {}
         self._images: dict[str, np.ndarray] = {}
         self._shown, self._clean = np.zeros(0, int), np.zeros(0)
-        saved = self._read("seconds.json", {"parts": dict, "wall": float})
+        saved = self._files.read("seconds.json", {"parts": dict, "wall": float})
         self._parts, self._wall = (saved["parts"], saved["wall"]) if saved else ({}, 0.0)
         self._began = time.perf_counter()
 
     def finished(self) -> dict[str, Any] | None:
-        """The record of a finished run, printed; None if there is work to do."""
-        result = self._read("result.json", record.FIELDS)
+        """The record of a finished run, printed; None if there is work to do.
+
+        Raises: InputError, after printing, if a file of its poison folders was damaged or changed.
+        """
+        result = self._files.read("result.json", record.FIELDS)
         if result is not None:
             tables.print_record(result, self.console)
             self._say(f"finished before: {self.folder} (--overwrite computes it again)")
             if not (self.folder / "report.html").exists():
                 page.write_run(self.folder)
+            for path in sorted((self.folder / "poison").glob("[!.]*")):
+                poisoned.check_files(path)
         return result
 
     def train(
@@ -255,6 +251,7 @@ class Study:
         checkpoint.write_json(self.folder / "result.json", result)
         page.write_run(self.folder)
         tables.print_record(result, self.console)
+        self._files.release()
         self._say(f"run folder: {self.folder}")
         return result
 
@@ -282,37 +279,6 @@ class Study:
         self._images[arm] = np.asarray(stored.dataset.image[self._shown])
         self._note(f"verify {arm}", time.perf_counter() - began)
         return stored.dataset
-
-    def _claim(self) -> None:
-        there = self._read("config.json", {})
-        if there is None:
-            checkpoint.write_json(self.folder / "config.json", self.plan)
-            return
-        now, there = record.flat(self.plan), record.flat(there)
-        for name in sorted({*now, *there}):
-            if now.get(name) != there.get(name):
-                raise InputError(
-                    f"run folder {self.folder} was made with {name} = {there.get(name)!r}, now it "
-                    f"is {now.get(name)!r}; choose another --name, or --overwrite"
-                )
-
-    def _read(self, name: str, fields: dict[str, type]) -> dict[str, Any] | None:
-        """A JSON object that has `fields`, or None where there is no such file."""
-        path = self.folder / name
-        if not path.exists():
-            return None
-        try:
-            value = json.loads(path.read_text())
-            if not isinstance(value, dict):
-                raise ValueError("no JSON object")
-            for field, kind in fields.items():
-                if not isinstance(value.get(field), kind):
-                    raise ValueError(f"no {field}")
-            return value
-        except ValueError as error:
-            raise InputError(
-                f"{path} is damaged ({error}); remove it or use --overwrite"
-            ) from error
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
