@@ -18,16 +18,19 @@ from jaxpoison.victims.evaluate import (
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
+from jaxpoison.victims.store import Card, Trained, load, save
 from jaxpoison.victims.train import training, victim_training
 
 __all__ = [
     "Assessment",
     "CLASSICAL",
+    "Card",
     "Classical",
     "Interval",
     "Judgment",
     "Recipe",
     "Similarity",
+    "Trained",
     "accuracy",
     "assess",
     "confusion",
@@ -36,8 +39,10 @@ __all__ = [
     "judge",
     "judge_classical",
     "learner",
+    "load",
     "logits",
     "recipes",
+    "save",
     "similarity",
     "targeted",
     "training",
