@@ -10,6 +10,7 @@ dilations, so that gradients, Hessian-vector products and unrolled training stay
 On other platforms the stock convolution is used, derivatives included.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -156,9 +157,54 @@ def _shifted_products(x, w, *, window):
 
 # --- the primitive -------------------------------------------------------------------------------
 
+LONGEST_SUM = 2048  # products per output that one convolution adds up at once
+FEW_OUTPUTS = 16  # up to here XLA's long sums are fast as they are
+
+
+def _cpu_conv(x, w, *, window, precision):
+    """The convolution, in groups of input channels where that is faster on CPU.
+
+    The gradient in w is a convolution whose "channels" are the batch and whose kernel is as large
+    as the image: sums of N Y Y' products, up to 10^5 where the layers of a network are wide in
+    space. XLA is slow on sums that long; a loop over groups of images, each with a sum of about
+    `LONGEST_SUM` products, takes a quarter to a half of the time (benchmarks/bench_conv.py). The
+    derivatives are those of the primitive: this is only how it is computed.
+    """
+    size = _group_size(x.shape, w.shape, window)
+    channels = x.shape[-1]
+    if size >= channels:
+        return _plain_conv(x, w, window=window, precision=precision)
+    groups = -(-channels // size)
+    size = -(-channels // groups)
+    rest = groups * size - channels
+
+    # Channels lead: beside the transposes of the gradient in w these two cost nothing.
+    def grouped(a):
+        a = lax.pad(a, jnp.zeros((), a.dtype), [(0, rest, 0)] + [(0, 0, 0)] * (a.ndim - 1))
+        return a.reshape(groups, size, *a.shape[1:])
+
+    def add(total, part):
+        images, kernels = part[0].swapaxes(0, -1), jnp.moveaxis(part[1], 0, -2)
+        more = _plain_conv(images, kernels, window=window, precision=precision)
+        return total + more.astype(total.dtype), None
+
+    parts = grouped(x.swapaxes(0, -1)), grouped(jnp.moveaxis(w, -2, 0))
+    shape = (x.shape[0], *_output_size(x.shape, w.shape, window), w.shape[-1])
+    zero = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
+    total, _ = lax.scan(add, _equally_varying(zero, x)[0], parts)
+    return total.astype(x.dtype)
+
+
+def _group_size(x: Sizes, w: Sizes, window: _Window) -> int:
+    """Input channels per group; all of them unless it is a long sum for a small output."""
+    kernel = math.prod(w[:-2])
+    few = w[-1] <= FEW_OUTPUTS or kernel <= math.prod(_output_size(x, w, window))
+    return x[-1] if few else max(1, LONGEST_SUM // kernel)
+
+
 _bilinear_conv = Primitive("bilinear_conv")
-_bilinear_conv.def_impl(_plain_conv)
-mlir.register_lowering(_bilinear_conv, mlir.lower_fun(_plain_conv, multiple_results=False))
+_bilinear_conv.def_impl(_cpu_conv)
+mlir.register_lowering(_bilinear_conv, mlir.lower_fun(_cpu_conv, multiple_results=False))
 
 
 @_bilinear_conv.def_abstract_eval

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxpoison.models import conv as conv_module
 from jaxpoison.models.conv import conv_general_dilated
 from jaxpoison.models.conv_transpose import ConvTranspose
 from jaxpoison.types import InputError
@@ -65,6 +66,65 @@ def test_every_derivative_equals_the_stock_convolution(case, strict_dtypes):
     x, w = arrays(image, kernel)
     ours = jax.jit(partial(derivatives, lambda x, w: conv_general_dilated(x, w, *settings)))(x, w)
     close(ours, jax.jit(partial(derivatives, lambda x, w: plain(x, w, *settings)))(x, w))
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+    """Every sum over more than 40 products is split, as only those of large images are."""
+    monkeypatch.setattr(conv_module, "LONGEST_SUM", 40)
+    monkeypatch.setattr(conv_module, "FEW_OUTPUTS", 0)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_a_sum_in_groups_changes_no_derivative(case, grouped, x64):
+    image, kernel, *settings = case
+    x, w = arrays(image, kernel, dtype=np.float64)
+    x = jnp.concatenate([x, jnp.cos(x), jnp.sin(x)])[:5]  # groups of two leave one over
+    ours = jax.jit(partial(derivatives, lambda x, w: conv_general_dilated(x, w, *settings)))(x, w)
+    stock = jax.jit(partial(derivatives, lambda x, w: plain(x, w, *settings)))(x, w)
+    close(ours, stock, rtol=1e-12)
+
+
+def weight_gradient(x, w):
+    return jax.grad(lambda w: jnp.sum(jnp.sin(conv_general_dilated(x, w, (1, 1), "SAME"))))(w)
+
+
+def test_only_long_sums_for_several_outputs_are_split():
+    def loops(num, size, outputs):
+        x = jax.ShapeDtypeStruct((num, size, size, 3), jnp.float32)
+        w = jax.ShapeDtypeStruct((3, 3, 3, outputs), jnp.float32)
+        text = jax.jit(weight_gradient).lower(x, w).as_text()
+        assert CANONICAL in text
+        return text.count("stablehlo.while")
+
+    assert loops(8, 32, 24) == 1
+    assert loops(2, 32, 24) == loops(8, 32, 16) == loops(32, 8, 24) == 0
+
+
+def test_a_split_sum_of_bfloat16_is_added_up_in_float32(grouped):
+    x, w = arrays((8, 8), (3, 3))
+    x = jnp.tile(x, (8, 1, 1, 1))
+    narrow = weight_gradient(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    exact = weight_gradient(x, w)
+    np.testing.assert_allclose(
+        narrow.astype(jnp.float32), exact, atol=0.01 * float(jnp.abs(exact).max())
+    )
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_split_sum_under_shard_map(grouped, check_vma):
+    mesh = jax.make_mesh((4,), ("restart",), axis_types=(jax.sharding.AxisType.Auto,))
+    x, w = arrays((6, 6), (3, 3))
+    ws = jnp.stack([w, 3 * w, w - 1, -w])
+    sharded = jax.shard_map(
+        lambda x, w: weight_gradient(x, w[0])[None],
+        mesh=mesh,
+        in_specs=(P(), P("restart")),
+        out_specs=P("restart"),
+        check_vma=check_vma,
+    )
+    close(jax.jit(sharded)(x, ws), jnp.stack([weight_gradient(x, w) for w in ws]))
 
 
 @pytest.mark.parametrize("channels", [(3, 3), (2, 6)], ids=["one", "three per channel"])
@@ -257,6 +317,10 @@ def odd_convolutions(conv):
 
 
 def test_twice_differentiated_training_in_a_scan_is_canonical_throughout():
+    assert not odd_convolutions(conv_general_dilated)
+
+
+def test_it_is_canonical_in_groups_too(grouped):
     assert not odd_convolutions(conv_general_dilated)
 
 
