@@ -84,6 +84,42 @@ class Show:
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a poison folder's data, as the victim sees them, in another format, into a new folder.
+
+    png: one PNG an image, by class, for torchvision's ImageFolder. npz: image, label, mask,
+    source_rows. tfds: a set for tfds.data_source, without TensorFlow. benchmark: the public
+    poisoning benchmark's poisons, base indices and target as plain arrays; its pickles are made of
+    them by the few lines in the README.md that every export holds, with the statement that the
+    data are poisoned.
+    """
+
+    path: Positional[pathlib.Path]
+    """The poison folder; a damaged one is refused."""
+
+    to: str
+    """png, npz, tfds or benchmark."""
+
+    out: pathlib.Path | None = None
+    """Folder to make; it must not exist. None: <name of the poison folder>-<format>, here."""
+
+    target: int | None = None
+    """benchmark: row of the target image in the test set. None: as the manifest says."""
+
+    target_split: str = "test"
+    """benchmark: the split of that row."""
+
+    data_dir: pathlib.Path | None = None
+    """benchmark: folder of the source data set. None: as in the manifest."""
+
+    def run(self) -> int:
+        """Writes the export and prints where it is."""
+        options = {"target": self.target, "target_split": self.target_split}
+        print(data.export(self.path, self.to, self.out, data_dir=self.data_dir, **options))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Make one HTML page of a finished run, or one that compares several.
 
@@ -113,6 +149,7 @@ class Report:
 Command = (
     Annotated[Verify, subcommand("verify")]
     | Annotated[Show, subcommand("show")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Report, subcommand("report")]
 )
 

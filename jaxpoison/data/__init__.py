@@ -2,6 +2,7 @@
 
 from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check_dataset import check_dataset
+from jaxpoison.data.export import export
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
@@ -10,6 +11,7 @@ __all__ = [
     "check_dataset",
     "class_names",
     "digits",
+    "export",
     "first_per_class",
     "from_npz",
     "from_tfds",

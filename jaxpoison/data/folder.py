@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from jaxpoison import check, checkpoint
 from jaxpoison.data.manifest import MANIFEST, Manifest, leftovers
 from jaxpoison.types import InputError
 
-__all__ = ["check_arrays", "check_file", "install", "read_array", "rows_of"]
+__all__ = ["check_arrays", "check_file", "install", "read_array", "rows_of", "staged"]
 
 
 def install(
@@ -24,13 +24,9 @@ def install(
     *,
     overwrite: bool,
 ) -> Manifest:
-    """Writes the folder beside `target`, then renames it; on failure nothing is left behind.
+    """Writes a poison folder through `staged`; only a poison folder is ever replaced.
 
-    With `overwrite` the old folder is renamed away first and removed last, and comes back if the
-    new one cannot take its place. Only a poison folder is ever replaced. What a killed process
-    left under a temporary name is cleared away by the next write of the same path; if it died
-    between the two renames, the old folder comes back first. So two processes must not write one
-    path at once.
+    If a process died between the two renames of a replacement, the old folder comes back first.
 
     Args:
       target: where the folder will stand; parents are made.
@@ -46,17 +42,38 @@ def install(
     """
     _restore(target)
     _check_free(target, overwrite)
+    with staged(target, "the poison", replace=overwrite) as staging:
+        return _fill(staging, arrays, manifest)
+
+
+@contextlib.contextmanager
+def staged(target: pathlib.Path, what: str, *, replace: bool) -> Iterator[pathlib.Path]:
+    """A folder beside `target` to be filled; renamed at the end, removed on failure.
+
+    With `replace` the old folder is renamed away first and removed last, and comes back if the new
+    one cannot take its place; without it a path that is taken is an error. What a killed process
+    left under a temporary name is cleared away by the next write of the same path. So two
+    processes must not write one path at once.
+
+    Args:
+      target: where the folder will stand; parents are made, and removed again on failure.
+      what: what is written, for the error.
+      replace: whether a folder that is there gives way.
+
+    Errors:
+      InputError: the system refuses (no directory, no right, disk full).
+    """
     mark = uuid.uuid4().hex[:8]
     staging = target.parent / f".{target.name}.{mark}.new"
     old = target.parent / f".{target.name}.{mark}.old"
     made: list[pathlib.Path] = []
     try:
         _make_parents(target.parent, made)
-        for left in leftovers(target, "new|old"):
+        for left in leftovers(target, "new|old" if replace else "new"):
             shutil.rmtree(left, ignore_errors=True)
         staging.mkdir()
-        manifest = _fill(staging, arrays, manifest)
-        if target.exists():
+        yield staging
+        if replace and target.exists():
             target.rename(old)
         try:
             staging.rename(target)
@@ -66,9 +83,10 @@ def install(
             raise
         with contextlib.suppress(OSError):
             old.rename(staging)  # from here on it is rubbish, and never taken for the only copy
-        return manifest
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
-        raise InputError(f"cannot write the poison to {target}: {check.one_line(error)}") from error
+        raise InputError(f"cannot write {what} to {target}: {check.one_line(error)}") from error
     finally:
         if staging.exists():
             shutil.rmtree(staging, ignore_errors=True)
