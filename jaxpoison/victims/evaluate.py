@@ -148,7 +148,9 @@ def hits(victim: Victim, state: Any, targets: Dataset) -> tuple[Interval, Interv
     return interval(np.asarray(rate, np.float64)), interval(np.asarray(probability, np.float64))
 
 
-def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) -> Judgment:
+def judge(
+    victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset, *, batch_size: int = 500
+) -> Judgment:
     """The victims of several seeds after training.
 
     Args:
@@ -157,8 +159,12 @@ def judge(victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset) 
       info: EpochInfo over epochs, leaves [T, R].
       train: the training set they saw.
       test: clean test set.
+      batch_size: rows at a time; one victim's activations of one batch are all that is held.
     """
-    seen, held_out = (np.asarray(_counts(victim, state.variables, d, 500)) for d in (train, test))
+    seen, held_out = (
+        np.asarray(_counts(victim, state.variables, dataset, batch_size))
+        for dataset in (train, test)
+    )
     train_accuracy = np.trace(seen, axis1=1, axis2=2) / len(train.label)
     return judgment(held_out, train_accuracy, info.test_accuracy)
 

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,3 +106,12 @@ def test_bad_input_is_one_line():
         judge_classical("rbf_svm", train, test, num=0)
     with pytest.raises(InputError, match="^seed = -1; it must be at least 0$"):
         judge_classical("random_forest", train, test, seed=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "published"), [("random_forest", 0.9723), ("rbf_svm", 0.9824)])
+def test_clean_mnist_is_learned_as_published(shared_data, tmp_path, name, published):
+    command = [sys.executable, shared_data / "prepare.py", "--npz", tmp_path, "mnist"]
+    subprocess.run(command, check=True, capture_output=True)
+    train, test = (jp.data.from_npz(tmp_path / f"mnist-{s}.npz") for s in ("train", "test"))
+    assert abs(judge_classical(name, train, test).final_accuracy.mean - published) < 0.005

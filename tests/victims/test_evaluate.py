@@ -81,7 +81,7 @@ def test_judge_counts_every_seed():
     curve = np.array([[0.1, 0.2, 0.9], [0.3, 0.1, 0.2]], np.float32)
     zeros = np.zeros((2, 3), np.float32)
     info = EpochInfo(zeros, zeros, zeros == 0, zeros, curve)
-    got = victims.judge(net, state, info, train, test)
+    got = victims.judge(net, state, info, train, test, batch_size=7)
 
     predicted = [scores(s, test.image).argmax(1) for s in seeds]
     label = np.asarray(test.label)
