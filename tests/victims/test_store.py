@@ -198,11 +198,18 @@ def test_a_failing_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["victim"]
 
 
-def test_a_network_without_running_statistics(tmp_path):
-    net = jp.models.logistic_regression(SHAPE, CLASSES)
-    variables = jax.jit(net.init)(KEY)
+def test_a_network_without_running_statistics_and_its_compute_dtype(tmp_path):
     how = {"network": "logistic_regression", "image_shape": SHAPE, "num_classes": CLASSES}
-    victims.save(tmp_path / "victim", variables, **how)
-    found = victims.load(tmp_path / "victim").variables
-    assert isinstance(found, Variables)
-    chex.assert_trees_all_equal(found, variables)
+    options = {"dtype": jnp.bfloat16}
+    net = jp.models.logistic_regression(SHAPE, CLASSES, **options)
+    variables = jax.jit(net.init)(KEY)
+    victims.save(tmp_path / "victim", variables, **how, options=options)
+    found = victims.load(tmp_path / "victim")
+    assert isinstance(found.variables, Variables)
+    chex.assert_trees_all_equal(found.variables, variables)
+    image = split().test.image
+    logits = victims.logits(found.victim, found.variables, image)
+    np.testing.assert_array_equal(logits, victims.logits(net, variables, image))
+    wide = jp.models.logistic_regression(SHAPE, CLASSES)
+    assert victims.load(tmp_path / "victim", victim=wide).victim is wide
+    assert not np.array_equal(logits, victims.logits(wide, variables, image))
