@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpoison verify|show|report ...`."""
+"""The command line: `python -m jaxpoison verify|show|export|report|tensorboard ...`."""
 
 import dataclasses
 import pathlib
@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, subcommand
 
+import jaxpoison
 from jaxpoison import data
 from jaxpoison.data import poisoned
 from jaxpoison.data.manifest import Manifest, read_manifest
@@ -146,11 +147,34 @@ class Report:
         return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Tensorboard:
+    """Write TensorBoard event files of a run, finished or not, from its metrics.jsonl.
+
+    One folder for each part, craft/<arm> and victims/<arm>, with a scalar for each column at each
+    step: the mean over victims. Needs the extra: pip install 'jaxpoison[tensorboard]'.
+    """
+
+    run_folder: Positional[pathlib.Path]
+    """The run folder."""
+
+    out: pathlib.Path | None = None
+    """Folder to make, or to make anew. None: tensorboard, in the run folder."""
+
+    def run(self) -> int:
+        """Writes the files and prints the folder, as --logdir takes it."""
+        from jaxpoison.report import tensorboard
+
+        print(tensorboard.write_events(self.run_folder, self.out))
+        return 0
+
+
 Command = (
     Annotated[Verify, subcommand("verify")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Tensorboard, subcommand("tensorboard")]
 )
 
 
@@ -163,11 +187,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       Exit code: 0 fine, 2 bad input or a check that failed (one line on stderr).
     """
+    if list(sys.argv[1:] if argv is None else argv) == ["--version"]:
+        print(f"jaxpoison {jaxpoison.__version__}")
+        return 0
     try:
         command = tyro.cli(
             tyro.conf.OmitSubcommandPrefixes[Command],
             prog="python -m jaxpoison",
-            description="Data-poisoning attacks and defenses: work with poison folders and runs.",
+            description="Data-poisoning attacks and defenses: work with poison folders and runs. "
+            "--version prints the version.",
             args=argv,
         )
         return command.run()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpoison
 from jaxpoison import data
 from jaxpoison.__main__ import main
 from jaxpoison.data import poisoned as folder
@@ -143,11 +144,28 @@ def test_a_forged_manifest_is_shown_or_refused_without_a_traceback(
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
+def test_a_run_folder_is_told_from_its_poison_folders(digits_poison, tmp_path, capsys):
+    for arm in ("em", "tap"):
+        shutil.copytree(digits_poison, tmp_path / "run" / "poison" / arm)
+    for command in (["verify"], ["show"], ["export", "--to", "npz"]):
+        assert main([*command, str(tmp_path / "run")]) == 2
+        line = capsys.readouterr().err
+        names = [str(tmp_path / "run" / "poison" / arm) for arm in ("em", "tap")]
+        assert line.endswith(f"it has no manifest.json; did you mean {' or '.join(names)}?\n")
+
+
+def test_version_is_printed_and_offered_by_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxpoison {jaxpoison.__version__}\n"
+    assert main(["--help"]) == 0
+    assert "--version" in capsys.readouterr().out
+
+
 def test_help_names_the_commands_and_wrong_words_are_code_2(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "verify" in out
-    assert "show" in out
+    for command in ("verify", "show", "export", "report", "tensorboard"):
+        assert command in out
     assert main(["verify", "--help"]) == 0
     assert "--data-dir" in capsys.readouterr().out
     assert main(["paint"]) == 2

@@ -108,7 +108,8 @@ def read_manifest(folder: pathlib.Path) -> tuple[Manifest, bool]:
         content = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (FileNotFoundError, NotADirectoryError) as error:
         old = leftovers(folder, "old")
-        hint = f"; a write died midway, the folder from before is {old[0]}" if old else ""
+        inside = _inside(folder)
+        hint = f"; a write died midway, the folder from before is {old[0]}" if old else inside
         raise InputError(f"{folder} is no poison folder: it has no {MANIFEST}{hint}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
@@ -136,6 +137,15 @@ def leftovers(target: pathlib.Path, kind: str) -> list[pathlib.Path]:
         return sorted(path for path in beside if path.is_dir() and not path.is_symlink())
     except (OSError, ValueError):
         return []
+
+
+def _inside(folder: pathlib.Path) -> str:
+    """The tail of a message that names the poison folders of a run folder; empty if it is none."""
+    try:
+        found = sorted(path.parent for path in folder.glob(f"poison/*/{MANIFEST}"))
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {' or '.join(map(str, found))}?" if found else ""
 
 
 def as_json(value: Any, name: str) -> Any:
