@@ -69,12 +69,10 @@ def over_devices(
     Raises: InputError if the mesh lacks the axis or num is not divisible by its size.
     """
     check.at_least(1, num=num)
-    if axis not in mesh.shape:
-        raise InputError(f"axis = {axis!r} is not in the mesh; it has {', '.join(mesh.shape)}")
-    if num % mesh.shape[axis]:
+    size = axis_size(mesh, axis)
+    if num % size:
         raise InputError(
-            f"num = {num} restarts cannot be spread evenly over {mesh.shape[axis]} devices "
-            f"of axis {axis!r}"
+            f"num = {num} restarts cannot be spread evenly over {size} devices of axis {axis!r}"
         )
     each = _mapper(chunk)
 
@@ -179,13 +177,23 @@ def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyT
 
 
 def device_mesh(num: int | None = None, *, axis: str = "restart") -> Mesh:
-    """A one-axis mesh over the first `num` devices (all, if None), for `over_devices`."""
+    """A one-axis mesh over the first `num` devices (all, if None).
+
+    For `over_devices`; with axis "batch" for data-parallel `victims.training`.
+    """
     devices = jax.devices()
     if num is not None and not 1 <= num <= len(devices):
         raise InputError(f"num = {num} devices; there are {len(devices)}")
     return jax.make_mesh(
         (num or len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices[:num]
     )
+
+
+def axis_size(mesh: Mesh, axis: str) -> int:
+    """How many devices a mesh axis has; an InputError if the mesh lacks it."""
+    if axis not in mesh.shape:
+        raise InputError(f"axis = {axis!r} is not in the mesh; it has {', '.join(mesh.shape)}")
+    return mesh.shape[axis]
 
 
 def _mapper(chunk: int | None) -> Callable[..., PyTree]:

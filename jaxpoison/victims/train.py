@@ -1,16 +1,19 @@
 """A victim's training as a process for the loops: one step is one epoch, all on the device."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.types import Batch, InputError, Learner, Training, Victim, as_float
+from jaxpoison.types import Batch, Dataset, InputError, Learner, Training, Victim, as_float
 from jaxpoison.victims.evaluate import accuracy
 from jaxpoison.victims.learner import learner as make_learner
+from jaxpoison.victims.parallel import check_mesh, everywhere, spread, spread_victim
 from jaxpoison.victims.recipe import Recipe
 
 __all__ = ["EpochInfo", "training", "victim_training"]
@@ -34,24 +37,35 @@ class EpochInfo(NamedTuple):
     test_accuracy: Float[Array, "..."]
 
 
-def training(learner: Learner, recipe: Recipe) -> Training:
+def training(
+    learner: Learner, recipe: Recipe, *, mesh: Mesh | None = None, axis: str = "batch"
+) -> Training:
     """Epochs of `learner` over a `Split`, shuffled anew each epoch, augmented in the step.
 
     The set stays on the device as stored (uint8). The last partial batch is a step of its own size
     unless the recipe drops it, so BatchNorm never sees filling.
 
+    With a mesh every batch is spread over `axis`, the parameters stand on every device, and XLA
+    adds the gradients up; BatchNorm normalizes by the whole batch, so results are those of one
+    device but for rounding. A last partial batch, and a last batch of the test set, that the axis
+    does not divide is computed on every device alike. The set is copied to every device.
+
     Args:
       learner: the update; see `victims.learner`.
       recipe: batch size, augmentation and `drop_last` are read; epochs are the loop's num_steps.
+      mesh: devices to spread each batch over, `device_mesh(axis="batch")`; None for no spreading.
+      axis: name of its axis.
 
     Returns: Training with init(key, split) and step(key, phi, split) -> (phi, EpochInfo).
-    Raises: InputError, on tracing, for an empty training or test set, or one smaller than a batch.
+    Raises: InputError for a mesh without the axis, or an axis that does not divide the batch size;
+      on tracing, for an empty training or test set, or one smaller than a batch.
     """
-    augment = recipe.augment()
+    check_mesh(mesh, axis, recipe.batch_size)
+    update = make_update(learner, recipe, mesh, axis)
 
     def init(key, split):
         del split
-        return learner.init(key)
+        return everywhere(learner.init(key), mesh)
 
     def step(key, phi, split):
         order_key, epoch_key = jax.random.split(key)
@@ -60,30 +74,37 @@ def training(learner: Learner, recipe: Recipe) -> Training:
         order = jax.random.permutation(order_key, num)
         full, rest = num // size, num % size
 
-        def update(phi, job):
+        def take(phi, job):
             number, rows = job
-            augment_key, step_key = jax.random.split(jax.random.fold_in(epoch_key, number))
-            image = augment(augment_key, as_float(split.train.image[rows]))
-            weight = jnp.ones(rows.shape, jnp.float32)
-            return learner.step(step_key, phi, Batch(image, split.train.label[rows], weight, rows))
+            rows = spread(rows, mesh, axis)
+            some = Dataset(split.train.image[rows], split.train.label[rows])
+            return update(epoch_key, phi, number, rows, some)
 
         rows = order[: full * size].reshape(full, size)
-        phi, info = lax.scan(update, phi, (jnp.arange(full), rows))
+        phi, info = lax.scan(take, phi, (jnp.arange(full), rows))
         total = jax.tree.map(lambda x: size * jnp.sum(x, axis=0), info)
         finite, seen = jnp.all(info.finite), full * size
         if rest and not recipe.drop_last:
-            phi, last = update(phi, (full, order[full * size :]))
+            phi, last = take(phi, (full, order[full * size :]))
             total = jax.tree.map(lambda s, x: s + rest * x, total, last)
             finite, seen = finite & last.finite, num
-        test_accuracy = accuracy(learner.victim, phi.variables, split.test)
+        victim = spread_victim(learner.victim, mesh, axis)
+        test_accuracy = accuracy(victim, phi.variables, split.test)
         mean = jax.tree.map(lambda x: x / seen, total)
-        return phi, EpochInfo(mean.outer_loss, mean.grad_norm, finite, mean.accuracy, test_accuracy)
+        info = EpochInfo(mean.outer_loss, mean.grad_norm, finite, mean.accuracy, test_accuracy)
+        return everywhere(phi, mesh), info
 
     return Training(init, step)
 
 
 def victim_training(
-    victim: Victim, recipe: Recipe, num_train: int, *, accumulate: int = 1
+    victim: Victim,
+    recipe: Recipe,
+    num_train: int,
+    *,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+    axis: str = "batch",
 ) -> Training:
     """`training` of a victim by a recipe whose schedule is laid out over `num_train` rows.
 
@@ -92,13 +113,18 @@ def victim_training(
       recipe: how it is trained; run it for `recipe.epochs` steps.
       num_train: N of the training sets it will see.
       accumulate: micro-batches per update, where memory is short; see `victims.learner`.
+      mesh: devices to spread each batch over, for large images; see `training`.
+      axis: name of its axis.
 
     Raises: InputError for num_train < 1, recipe.batch_size > num_train, accumulate < 1 or above the
-      batch size; on tracing, for a training set of another size.
+      batch size, a mesh that cannot divide the batch; on tracing, for a training set of another
+      size.
     """
     check_batch(recipe, num_train, accumulate)
+    check_mesh(mesh, axis, recipe.batch_size)
     optimizer = recipe.optimizer_for(num_train)
-    process = training(make_learner(victim, optimizer, accumulate=accumulate), recipe)
+    model = make_learner(victim, optimizer, accumulate=accumulate)
+    process = training(model, recipe, mesh=mesh, axis=axis)
 
     def step(key, phi, split):
         num = split.train.label.shape[0]
@@ -107,6 +133,27 @@ def victim_training(
         return process.step(key, phi, split)
 
     return Training(process.init, step)
+
+
+def make_update(
+    learner: Learner, recipe: Recipe, mesh: Mesh | None = None, axis: str = "batch"
+) -> Callable[..., Any]:
+    """One update of an epoch: (epoch_key, phi, number, rows [B], stored rows) -> (phi, StepInfo).
+
+    Batch `number` of the epoch draws its own keys, so that it is the same wherever its rows came
+    from.
+    """
+    augment = recipe.augment()
+
+    def update(epoch_key, phi, number, rows, some):
+        augment_key, step_key = jax.random.split(jax.random.fold_in(epoch_key, number))
+        weight = jnp.ones(rows.shape, jnp.float32)
+        batch = Batch(some.image, some.label, weight, rows)
+        batch = jax.tree.map(lambda x: spread(x, mesh, axis), batch)
+        image = spread(augment(augment_key, as_float(batch.image)), mesh, axis)
+        return learner.step(step_key, phi, batch._replace(image=image))
+
+    return update
 
 
 def check_batch(recipe: Recipe, num_train: int, accumulate: int = 1) -> None:
