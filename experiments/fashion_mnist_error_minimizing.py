@@ -13,13 +13,17 @@ Device: any; under 10 minutes on 2 CPU cores.
 import dataclasses
 
 import jaxpoison as jp
-from jaxpoison.report import ImageConfig, arm, command_line, main_job, published
+from jaxpoison.report import ImageConfig, arm, command_line, control, main_job, published
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(ImageConfig):
     """Settings of error-minimizing noise on Fashion-MNIST."""
 
+    network: str = "small_cnn"
+    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
+    eps: float = 32 / 255
+    """L-infinity radius, pixels in [0, 1]."""
     rounds: int = 20
     """Rounds of both forms of noise; they end by themselves at 1 % error."""
 
@@ -30,26 +34,17 @@ class Config(ImageConfig):
     @classmethod
     def smoke(cls, **options) -> "Config":
         """Seconds: a linear victim, a few hundred images, one epoch."""
-        small = {"network": "logistic_regression", "rounds": 1, "epochs": 1, "victims": 2}
-        small |= {"train_images": 200, "test_images": 100}
-        return cls(**small | options)
+        return super().smoke(**{"network": "logistic_regression", "rounds": 1} | options)
 
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load("fashion_mnist")
-    victim = jp.models.create(config.network, split.train.image.shape[1:], 10)
+    victim = config.create(config.network, split, 10)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=2e-3, batch_size=64)
     budget = jp.perturb.Budget("linf", config.eps)
     em = {"eps": config.eps, "num_classes": 10, "batch_size": 128}
-    arms = {
-        "random-noise": arm(
-            jp.attacks.random_noise,
-            eps=config.eps,
-            num_steps=1,
-            budget=budget,
-            expect="within 3 of clean",
-        ),
+    arms = control(budget) | {
         "error-minimizing": arm(
             jp.attacks.error_minimizing,
             victim,
@@ -79,6 +74,7 @@ def main(config: Config) -> dict:
         arms=arms,
         main="error-minimizing",
         clean="the reference, about 85",
+        accumulate=config.accumulate,
         published=[
             published(
                 "sample-wise, CIFAR-10, ResNet-18, eps 8/255 (not this setting)",

@@ -14,13 +14,17 @@ Device: any; under 10 minutes on 2 CPU cores.
 import dataclasses
 
 import jaxpoison as jp
-from jaxpoison.report import ImageConfig, arm, command_line, main_job, published
+from jaxpoison.report import ImageConfig, Trainee, arm, command_line, control, main_job, published
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(ImageConfig):
     """Settings of error-maximizing noise on Fashion-MNIST."""
 
+    network: str = "small_cnn"
+    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
+    eps: float = 32 / 255
+    """L-infinity radius, pixels in [0, 1]."""
     steps: int = 100
     """Sign-gradient steps of 0.05 eps (250 in the paper)."""
 
@@ -31,26 +35,17 @@ class Config(ImageConfig):
     @classmethod
     def smoke(cls, **options) -> "Config":
         """Seconds: a linear victim, a few hundred images, one epoch."""
-        small = {"network": "logistic_regression", "steps": 2, "epochs": 1, "victims": 2}
-        small |= {"train_images": 200, "test_images": 100}
-        return cls(**small | options)
+        return super().smoke(**{"network": "logistic_regression", "steps": 2} | options)
 
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load("fashion_mnist")
-    victim = jp.models.create(config.network, split.train.image.shape[1:], 10)
+    victim = config.create(config.network, split, 10)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=2e-3, batch_size=64)
     budget = jp.perturb.Budget("linf", config.eps)
     tap = {"eps": config.eps, "num_classes": 10}
-    arms = {
-        "random-noise": arm(
-            jp.attacks.random_noise,
-            eps=config.eps,
-            num_steps=1,
-            budget=budget,
-            expect="within 3 of clean",
-        ),
+    arms = control(budget) | {
         "error-maximizing": arm(
             jp.attacks.error_maximizing,
             victim,
@@ -79,7 +74,8 @@ def main(config: Config) -> dict:
         arms=arms,
         main="error-maximizing",
         clean="the reference, about 85",
-        surrogate=recipe,
+        surrogate=Trainee(victim, recipe),
+        accumulate=config.accumulate,
         published=[
             published(
                 "targeted, CIFAR-10, ResNet-18, eps 8/255 (not this setting)",

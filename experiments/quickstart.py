@@ -14,7 +14,7 @@ import dataclasses
 import math
 
 import jaxpoison as jp
-from jaxpoison.report import StudyConfig, arm, command_line, main_job
+from jaxpoison.report import StudyConfig, Trainee, arm, command_line, control, main_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,51 +51,39 @@ def main(config: Config) -> dict:
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=1e-3)
     eps, linf = config.eps, jp.perturb.Budget("linf", config.eps)
     l2 = jp.perturb.Budget("l2", eps * math.sqrt(train.image[0].size))
-    arms = {
-        "random-noise": arm(
-            jp.attacks.random_noise,
-            eps=eps,
-            num_steps=1,
-            budget=linf,
-            expect="within 3 of clean: change alone does little",
-        ),
-        "error-minimizing": arm(
-            jp.attacks.error_minimizing,
-            victim,
-            eps=eps,
-            num_classes=10,
-            batch_size=128,
-            num_steps=config.em_rounds,
-            budget=linf,
-            expect="10 to 20 below clean: little left to learn",
-        ),
-        "error-maximizing": arm(
-            jp.attacks.error_maximizing,
-            victim,
-            eps=eps,
-            num_classes=10,
-            num_steps=config.tap_steps,
-            budget=linf,
-            expect="under 35: features of the next class, this label",
-        ),
-        "random-noise-l2": arm(
-            jp.attacks.random_noise,
-            eps=l2.eps,
-            norm="l2",
-            num_steps=1,
-            budget=l2,
-            expect="within 3 of clean: the same in the norm of LSP",
-        ),
-        "lsp": arm(
-            jp.attacks.lsp,
-            eps=l2.eps,
-            num_classes=10,
-            patch=2,
-            num_steps=1,
-            budget=l2,
-            expect="30 to 60: patches a linear model can read, made without one",
-        ),
-    }
+    arms = (
+        control(linf)
+        | control(l2)
+        | {
+            "error-minimizing": arm(
+                jp.attacks.error_minimizing,
+                victim,
+                eps=eps,
+                num_classes=10,
+                batch_size=128,
+                num_steps=config.em_rounds,
+                budget=linf,
+                expect="10 to 20 below clean: little left to learn",
+            ),
+            "error-maximizing": arm(
+                jp.attacks.error_maximizing,
+                victim,
+                eps=eps,
+                num_classes=10,
+                num_steps=config.tap_steps,
+                budget=linf,
+                expect="under 35: features of the next class, this label",
+            ),
+            "lsp": arm(
+                jp.attacks.lsp,
+                eps=l2.eps,
+                num_classes=10,
+                patch=2,
+                budget=l2,
+                expect="30 to 60: patches a linear model can read, made without one",
+            ),
+        }
+    )
     return main_job(
         "quickstart",
         config,
@@ -106,7 +94,7 @@ def main(config: Config) -> dict:
         arms=arms,
         main="error-maximizing",
         clean="the reference, about 98",
-        surrogate=recipe,
+        surrogate=Trainee(victim, recipe),
         chunk=None,  # a dense net: victims side by side
     )
 

@@ -1,18 +1,26 @@
 """The main job and what it leaves: records, tables, pictures."""
 
+from jaxpoison.report.arms import Arm, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
-from jaxpoison.report.images import ImageConfig
-from jaxpoison.report.main_job import Arm, arm, main_job
+from jaxpoison.report.images import ImageConfig, PaperConfig
+from jaxpoison.report.main_job import main_job, transfer_job
+from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.record import published
 from jaxpoison.report.study import Study, StudyConfig
 
 __all__ = [
     "Arm",
     "ImageConfig",
+    "PaperConfig",
+    "Stored",
     "Study",
     "StudyConfig",
+    "Trainee",
     "arm",
     "command_line",
+    "control",
     "main_job",
     "published",
+    "stored",
+    "transfer_job",
 ]

@@ -1,5 +1,6 @@
 """From a frozen dataclass to a command: `--help` for every field, one line for every mistake."""
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -26,7 +27,8 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
 
     Args:
       main: the experiment.
-      config_type: a frozen dataclass; `__post_init__` raises InputError for values it refuses.
+      config_type: a frozen dataclass; `__post_init__` raises InputError for values it refuses. If
+        it has `presets()`, configurations by name, `--scale NAME` takes its defaults from one.
       doc: what `--help` says first, such as the script's docstring.
     """
     try:
@@ -49,9 +51,21 @@ def _parse(config_type: type, doc: str | None) -> Any:
     unchecked = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if spec is None else f"python -m {spec.name}"
-    values = tyro.cli(unchecked, prog=prog, description=doc)
     fields = dataclasses.fields(config_type)
+    start = _preset(config_type)
+    default = None
+    if start is not None:
+        default = unchecked(**{field.name: getattr(start, field.name) for field in fields})
+    values = tyro.cli(unchecked, prog=prog, description=doc, default=default)
     return config_type(**{field.name: getattr(values, field.name) for field in fields})
+
+
+def _preset(config_type: type) -> Any:
+    """The configuration that `--scale NAME` starts from, of a type that has such presets."""
+    presets = getattr(config_type, "presets", dict)()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", nargs="?")
+    return presets.get(parser.parse_known_args()[0].scale)
 
 
 def _stop(message: str, code: int) -> NoReturn:

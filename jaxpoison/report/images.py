@@ -1,14 +1,37 @@
-"""Settings of experiments on a TFDS image set, and the images they name."""
+"""Settings of experiments on a prepared image set: which images, at which scale, in which dtype."""
 
 import dataclasses
+import functools
+import inspect
 import pathlib
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from jaxpoison import check, data
+import jax.numpy as jnp
+
+from jaxpoison import check, data, models
+from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.study import StudyConfig
-from jaxpoison.types import Split
+from jaxpoison.types import Split, Victim
+from jaxpoison.victims import recipes
 
-__all__ = ["ImageConfig"]
+__all__ = ["RECIPES", "ImageConfig", "PaperConfig"]
+
+RECIPES = {
+    "iss": recipes.iss,
+    "dvae": recipes.dvae,
+    "bridgepure": recipes.bridgepure,
+    "apbench": recipes.apbench,
+    "cuda": recipes.cuda,
+    "ops": recipes.ops,
+    "tap_victim": recipes.tap_victim,
+    "ar": recipes.ar,
+    "lsp": recipes.lsp,
+    "gue": recipes.gue,
+    "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
+    "witches_brew": recipes.witches_brew,
+    "small": functools.partial(recipes.small, learning_rate=2e-3, batch_size=64),
+}
+"""How victims on color images may be trained, by name; each takes `epochs`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,22 +40,29 @@ class ImageConfig(StudyConfig):
 
     data_dir: pathlib.Path | None = None
     """Of the prepared set (TFDS array_record, or NAME-SPLIT.npz); None is TFDS' own."""
-    train_images: int = 4000
-    """The first of the training set."""
-    test_images: int = 2000
-    """The first of the test set."""
-    network: str = "small_cnn"
-    """Of victims and surrogate, a name of `jaxpoison.models.create`."""
-    eps: float = 32 / 255
-    """L-infinity radius, pixels in [0, 1]."""
+    train_images: int | None = 4000
+    """The first of the training set; None is all."""
+    test_images: int | None = 2000
+    """The first of the test set; None is all."""
     epochs: int = 10
     """Of every victim."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Networks compute in it; parameters, losses and poisons are float32 always."""
+    accumulate: int = 1
+    """Micro-batches per update of every network, where memory is short."""
 
     def __post_init__(self):
         super().__post_init__()
-        check.at_least(
-            1, train_images=self.train_images, test_images=self.test_images, epochs=self.epochs
-        )
+        numbers = {k: getattr(self, k) for k in ("train_images", "test_images", "epochs")}
+        check.at_least(1, **{k: v for k, v in numbers.items() if v is not None})
+        check.at_least(1, accumulate=self.accumulate)
+        check.one_of(("float32", "bfloat16"), dtype=self.dtype)
+
+    @classmethod
+    def smoke(cls, **options: Any) -> Self:
+        """Seconds: a linear victim, a few hundred images, one epoch."""
+        small: dict[str, Any] = {"train_images": 200, "test_images": 100, "epochs": 1, "victims": 2}
+        return cls(**small | options)
 
     def load(self, name: str) -> tuple[dict[str, Any], Split]:
         """The first images of both splits of `name`.
@@ -41,6 +71,68 @@ class ImageConfig(StudyConfig):
         Raises: InputError as in `data.load`.
         """
         folder = None if self.data_dir is None else str(self.data_dir)
-        source = {"name": name, "split": f"train[:{self.train_images}]", "data_dir": folder}
-        test = data.load(name, f"test[:{self.test_images}]", folder)
+        source = {"name": name, "split": _first("train", self.train_images), "data_dir": folder}
+        test = data.load(name, _first("test", self.test_images), folder)
         return source, Split(data.load(**source), test)
+
+    def create(self, network: str, split: Split, num_classes: int, **options: Any) -> Victim:
+        """The network of that name for these images, in `dtype`; as `jaxpoison.models.create`."""
+        shape = split.train.image.shape[1:]
+        return models.create(network, shape, num_classes, dtype=jnp.dtype(self.dtype), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperConfig(ImageConfig):
+    """Settings at the scale of a paper, and beside them those of a small run on a CPU.
+
+    A script's `SMALL` holds its settings at the small scale; what it does not name is as at the
+    paper's. A small run shows the effect and reproduces nothing.
+    """
+
+    SMALL: ClassVar[dict[str, Any]] = {}
+
+    scale: Literal["paper", "small"] = "paper"
+    """Chooses all defaults: the paper's, or of a few minutes on two CPU cores (--scale small)."""
+    recipe: str = "iss"
+    """How every victim is trained, a preset of `jaxpoison.victims.recipes`."""
+    epochs: int | None = None  # pyrefly: ignore[bad-override]
+    """Of every victim; None is as many as the recipe has."""
+    train_images: int | None = None
+    test_images: int | None = None
+    victims: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check.one_of(("paper", "small"), scale=self.scale)
+        check.one_of(RECIPES, recipe=self.recipe)
+
+    @classmethod
+    def presets(cls) -> dict[str, Self]:
+        """By value of `scale`: what `--scale` starts from, see `command_line`."""
+        return {"paper": cls(), "small": cls.small()}
+
+    @classmethod
+    def small(cls, **options: Any) -> Self:
+        """The small scale, other settings as given."""
+        settings: dict[str, Any] = {"scale": "small", **cls.SMALL, **options}
+        return cls(**settings)
+
+    def expect(self, paper: str, small: str) -> str:
+        """What a reader should see, by `scale`."""
+        return {"paper": paper, "small": small}[self.scale]
+
+    def trainee(self, network: str, split: Split, num_classes: int) -> Trainee:
+        """That network for these images and its recipe, normalized as the recipe's source does.
+
+        Raises: InputError as `jaxpoison.models.create`.
+        """
+        make = RECIPES[self.recipe]
+        options: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs}
+        if "network" in inspect.signature(make).parameters:
+            options["network"] = network
+        recipe = make(**options)
+        return Trainee(self.create(network, split, num_classes, **recipe.normalization), recipe)
+
+
+def _first(split: str, num: int | None) -> str:
+    return split if num is None else f"{split}[:{num}]"

@@ -3,7 +3,7 @@
     experiment, config, versions, device, date, seconds,
     arms = {name: {final_accuracy, peak_accuracy, train_accuracy, per_class, confusion, curve,
                    expect, poison, (targeted) success_rate, intended_probability,
-                   (several attack keys) craft_seeds}},
+                   (several attack keys) craft_seeds, (several victims) victim}},
     poison = {norm, eps, measured, psnr, ssim} of the experiment's own attack,
     published = [{what, value, source}]
 
@@ -17,7 +17,7 @@ from typing import Any
 from jaxpoison.data.manifest import device, versions
 from jaxpoison.victims import Interval, Judgment
 
-__all__ = ["arm", "device", "flat", "published", "record", "versions"]
+__all__ = ["arm", "device", "entry", "flat", "published", "record", "versions"]
 
 FIELDS = {
     "experiment": str,
@@ -41,7 +41,9 @@ def record(
     poison: dict[str, Any] | None,
     published: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The whole record, ready for JSON; keys as in the module docstring."""
+    """The whole record, ready for JSON; keys as in the module docstring, victim by victim."""
+    victims = list(dict.fromkeys(one.get("victim") for one in arms.values()))
+    arms = dict(sorted(arms.items(), key=lambda item: victims.index(item[1].get("victim"))))
     return {
         "experiment": experiment,
         "config": config,
@@ -55,6 +57,11 @@ def record(
     }
 
 
+def entry(arm: str, victim: str = "") -> str:
+    """The key in `arms` of a training set and, where there are several, a victim."""
+    return f"{victim}/{arm}" if victim else arm
+
+
 def arm(
     judgment: Judgment,
     success_rate: Interval | None = None,
@@ -62,6 +69,7 @@ def arm(
     *,
     expect: str,
     poison: dict[str, Any] | None = None,
+    victim: str | None = None,
 ) -> dict[str, Any]:
     """One training set's entry in `arms`.
 
@@ -71,6 +79,7 @@ def arm(
       poison: {norm, eps, measured, psnr, ssim}; None for clean data.
       success_rate: targeted attacks: share of targets classified as intended.
       intended_probability: targeted attacks: mean probability of the intended class.
+      victim: its name where an experiment has several; the entry is then called VICTIM/SET.
     """
     fields = {
         k: v._asdict() if isinstance(v, Interval) else v for k, v in judgment._asdict().items()
@@ -81,7 +90,8 @@ def arm(
     ):
         if value is not None:
             fields[name] = value._asdict()
-    return fields | {"expect": expect, "poison": poison}
+    named = {} if victim is None else {"victim": victim}
+    return named | fields | {"expect": expect, "poison": poison}
 
 
 def published(what: str, value: float, source: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from jaxpoison.types import (
     TrainState,
     Victim,
 )
-from jaxpoison.victims import hits, interval, judge, similarity
+from jaxpoison.victims import Classical, hits, interval, judge, judge_classical, similarity
 
 __all__ = ["Study", "StudyConfig"]
 
@@ -195,6 +195,7 @@ class Study:
         epochs: int,
         expect: str,
         targets: Dataset | None = None,
+        network: str = "",
     ) -> None:
         """Train fresh victims on one training set and judge them.
 
@@ -207,26 +208,73 @@ class Study:
           epochs: to train.
           expect: one line for the reader.
           targets: of a targeted attack: target images with the labels the attacker wants.
+          network: name of the victim where an experiment has several; the entry and its folder are
+            then NETWORK/ARM.
         """
-        state, info, _ = self._run("victims", arm, training, key, split, epochs)
+        name = record.entry(arm, network)
+        state, info, _ = self._run("victims", name, training, key, split, epochs)
         judgment = judge(victim, state, info, split.train, split.test)
         success = () if targets is None else hits(victim, state, targets)
-        self.arms[arm] = record.arm(
-            judgment, *success, expect=expect, poison=self._poisons.get(arm)
+        self.arms[name] = record.arm(
+            judgment,
+            *success,
+            expect=expect,
+            poison=self._poisons.get(arm),
+            victim=network or None,
         )
 
-    def gather(self, arm: str, repeats: list[str]) -> None:
+    def consult(
+        self,
+        arm: str,
+        victim: Classical,
+        *,
+        split: Split,
+        expect: str,
+        network: str,
+    ) -> None:
+        """Judge victims that are no networks; kept in victims/NETWORK/ARM/entry.json.
+
+        Args:
+          arm: name of the training set, as in `retrain`.
+          victim: the classifier; seeds are those of the settings.
+          split: the training set, and the clean test set.
+          expect: one line for the reader.
+          network: name of the victim.
+        """
+        name = record.entry(arm, network)
+        file = f"victims/{name}/entry.json"
+        entry = self._files.read(file, {"final_accuracy": dict, "curve": list})
+        if entry is None:
+            began = time.perf_counter()
+            seeds = {"num": self.config.victims, "seed": self.config.seed}
+            judgment = judge_classical(victim, *split, **seeds)
+            entry = record.arm(
+                judgment, expect=expect, poison=self._poisons.get(arm), victim=network
+            )
+            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(self.folder / file, entry)
+            self._note(f"victims {name}", time.perf_counter() - began)
+        self.arms[name] = entry
+
+    def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget) -> Dataset:
+        """A poison folder that was written elsewhere, verified; otherwise as `craft`."""
+        return self._verified(arm, path, scenario, budget)
+
+    def gather(self, arm: str, repeats: list[str], *, network: str = "") -> None:
         """Fold repeats of an arm, crafted with other keys, into it as `craft_seeds`.
 
         Args:
           arm: the arm that stays.
           repeats: arms that go; `craft_seeds` is the interval over the mean final accuracies of
             `arm` and all of them.
+          network: as in `retrain`.
         """
-        means = [self.arms[name]["final_accuracy"]["mean"] for name in [arm, *repeats]]
-        self.arms[arm]["craft_seeds"] = interval(means)._asdict()
-        for name in repeats:
-            del self.arms[name], self._images[name], self._poisons[name]
+        entries = [record.entry(name, network) for name in [arm, *repeats]]
+        means = [self.arms[name]["final_accuracy"]["mean"] for name in entries]
+        self.arms[entries[0]]["craft_seeds"] = interval(means)._asdict()
+        for name, entry in zip(repeats, entries[1:], strict=True):
+            del self.arms[entry]
+            self._images.pop(name, None)  # shared by all victims
 
     def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
         """Draw, write result.json and report.html, print the table; returns the record.

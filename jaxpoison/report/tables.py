@@ -7,15 +7,37 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["markdown", "percent", "print_record", "seconds", "table"]
+from jaxpoison.report.record import entry as entry_name
+
+__all__ = ["control", "markdown", "percent", "print_record", "radius", "seconds", "table"]
 
 
 def percent(value: dict[str, Any]) -> str:
-    """`97.2 [96.5, 97.9]`: a mean and its interval, in percent; the mean alone without one."""
+    """`97.2 [96.5, 97.9]`: a mean and its interval, in percent; the mean alone without one.
+
+    Ends beyond 0 and 100, which a t-interval of few seeds can have, are shown as 0 and 100; the
+    record keeps them as computed.
+    """
     mean = f"{100 * value['mean']:.1f}"
     if value["low"] is None:
         return mean
-    return f"{mean} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+    low, high = (100 * min(max(value[end], 0.0), 1.0) for end in ("low", "high"))
+    return f"{mean} [{low:.1f}, {high:.1f}]"
+
+
+def radius(norm: str, eps: float) -> str:
+    """`linf 8/255`, `l2 1`, `l0 1`: pixels in [0, 1]; whole grey levels as such under linf."""
+    levels = round(255 * eps)
+    if norm == "linf" and levels and abs(255 * eps - levels) < 1e-4:
+        return f"linf {levels}/255"
+    return f"{norm} {eps:.3g}"
+
+
+def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry of random noise in the norm of `entry`'s poison, on the same victim."""
+    norm = entry["poison"]["norm"]
+    name = "random-noise" if norm == "linf" else f"random-noise-{norm}"
+    return arms.get(entry_name(name, entry.get("victim", "")))
 
 
 def table(record: dict[str, Any]) -> Table:
@@ -35,25 +57,34 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
-    """Rows for README's table, one per poisoned arm, from the record alone.
+    """Rows for README's table, one per poisoned arm (and victim), from the record alone.
 
-    experiment | attack and budget | clean | random noise of that norm | poisoned | time | device
+    experiment | attack, budget, victim if several | clean | random noise of that norm | poisoned |
+    time | device
     """
     arms, device = record["arms"], record["device"]
     cpu = device["platform"] == "cpu"
     where = f"CPU, {device['host_cores']} cores" if cpu else f"{device['count']} x {device['kind']}"
-    clean = percent(arms["clean"]["final_accuracy"])
     minutes = f"{record['seconds']['total'] / 60:.1f} min"
+    small = " (small run)" if record["config"].get("scale") == "small" else ""
     rows = []
     for name, entry in arms.items():
-        if name != "clean" and not name.startswith("random-noise"):
-            norm, eps = entry["poison"]["norm"], entry["poison"]["eps"]
-            control = arms.get("random-noise" if norm == "linf" else f"random-noise-{norm}")
-            noise = percent(control["final_accuracy"]) if control else "-"
-            poisoned = percent(entry["final_accuracy"])
-            attack = f"{name}, {norm} {eps:.3g}"
-            cells = [record["experiment"], attack, clean, noise, poisoned, minutes, where]
-            rows.append(f"| {' | '.join(cells)} |")
+        victim = entry.get("victim", "")
+        attack = name.removeprefix(f"{victim}/")
+        if attack == "clean" or attack.startswith("random-noise"):
+            continue
+        budget = radius(entry["poison"]["norm"], entry["poison"]["eps"])
+        noise = control(arms, entry)
+        cells = [
+            record["experiment"] + small,
+            ", ".join(filter(None, (attack, budget, victim))),
+            percent(arms[entry_name("clean", victim)]["final_accuracy"]),
+            percent(noise["final_accuracy"]) if noise else "-",
+            percent(entry["final_accuracy"]),
+            minutes,
+            where,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -76,7 +107,7 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         if "craft_seeds" in entry
     ]
     lines += [
-        Text(f"published: {p['what']}: {100 * p['value']:.1f} ({p['source']})")
+        Text(f"published: {p['what']}: {round(100 * p['value'], 2):g} ({p['source']})")
         for p in record["published"]
     ]
     device = record["device"]

@@ -13,7 +13,7 @@ import jax
 
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops
-from jaxpoison.report import StudyConfig, arm, main_job, published
+from jaxpoison.report import StudyConfig, Trainee, arm, main_job, published
 from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import recipes
 
@@ -36,17 +36,18 @@ def run(runs, *, data=None, num_steps=1, **options):
         budget=jp.perturb.Budget("linf", EPS),
         expect="as [clean]",
     )
+    victim = jp.models.mlp(SHAPE, CLASSES, hidden=(6,))
     config = {"runs": pathlib.Path(runs), "victims": 2, "share": 0.5}
     return main_job(
         "small",
         StudyConfig(**config | options),
-        victim=jp.models.mlp(SHAPE, CLASSES, hidden=(6,)),
+        victim=victim,
         recipe=recipes.small(epochs=EPOCHS, batch_size=16),
         split=data or split(),
         source={"name": "blobs"},
         arms={"random-noise": noise},
         main="random-noise",
-        surrogate=recipes.small(epochs=1, batch_size=16),
+        surrogate=Trainee(victim, recipes.small(epochs=1, batch_size=16)),
         published=[published("clean", 0.5, "nobody, table 1")],
     )
 

@@ -1,0 +1,98 @@
+"""All that is looked at before a run folder is made, so that a bad setting ends before work."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxpoison import check
+from jaxpoison.data import check_dataset, poison_rows, poisoned
+from jaxpoison.report.arms import Arm, Stored
+from jaxpoison.report.study import StudyConfig
+from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
+from jaxpoison.victims import Recipe
+
+__all__ = ["Trainee", "abstract", "check_split", "rehearse", "rows"]
+
+
+class Trainee(NamedTuple):
+    """A network and how it is trained."""
+
+    victim: Victim
+    recipe: Recipe
+
+
+def check_split(split: Split, trainees: Iterable[Trainee]) -> Split:
+    """Both sets sound, of one shape, of classes all networks know; the training set in uint8.
+
+    Raises: InputError where they are not, and for images that a network does not take.
+    """
+    train, test = split
+    if train.image.dtype != "uint8":
+        raise InputError(
+            f"training images are {train.image.dtype}; poisons are stored as uint8, so uint8 is "
+            "needed"
+        )
+    if train.image.shape[1:] != test.image.shape[1:]:
+        raise InputError(
+            f"training images are {train.image.shape[1:]}, test images {test.image.shape[1:]}; "
+            "one shape is needed"
+        )
+    num_classes = min((_num_classes(one.victim, train) for one in trainees), default=None)
+    return Split(
+        check_dataset(train, num_classes=num_classes, source="training set"),
+        check_dataset(test, num_classes=num_classes, source="test set"),
+    )
+
+
+def rows(
+    key: Key, config: StudyConfig, train: Dataset, arms: Mapping[str, Arm | Stored]
+) -> Int[Array, " p"]:
+    """The rows that may change: those of a poison at hand, else a seeded `config.share` of all.
+
+    Raises: InputError for a share of rows too small, or beside a stored poison; for a stored poison
+      of other data.
+    """
+    for one in arms.values():
+        if isinstance(one, Stored):
+            if config.share != 1:
+                raise InputError(f"share = {config.share}; the rows of {one.path} are chosen")
+            _check_source(one, train)
+            return jnp.asarray(one.index, jnp.int32)
+    return poison_rows(key, train, share=config.share)
+
+
+def rehearse(arms: Mapping[str, Arm | Stored], scenario: Scenario) -> None:
+    """Every attack's first moves without computing."""
+    for name, one in arms.items():
+        if isinstance(one, Arm):
+            check.at_least(1, **{f"num_steps of {name}": one.num_steps})
+            state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
+            jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
+
+
+def abstract(victim: Victim) -> Variables:
+    """Shapes and dtypes of a network's arrays; nothing is computed."""
+    return jax.eval_shape(victim.init, jax.random.key(0))
+
+
+def _num_classes(victim: Victim, dataset: Dataset) -> int:
+    image = jax.ShapeDtypeStruct((1, *dataset.image.shape[1:]), "float32")
+
+    def scores(variables, image):
+        return victim.apply(variables, image, train=False)[0]
+
+    return jax.eval_shape(scores, abstract(victim), image).shape[1]
+
+
+def _check_source(one: Stored, train: Dataset) -> None:
+    report = poisoned.verify(one.path, train)
+    for entry in report.checks:
+        if entry.passed is False:
+            source = report.manifest.source
+            raise InputError(
+                f"{one.path} is no poison of this training set ({entry.name}: {entry.detail}); it "
+                f"was made of {source.get('name')} {source.get('split')}"
+            )
