@@ -107,7 +107,7 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         if "craft_seeds" in entry
     ]
     lines += [
-        Text(f"published: {p['what']}: {round(100 * p['value'], 2):g} ({p['source']})")
+        Text(f"published: {p['what']}: {round(100 * p['value'], 2)} ({p['source']})")
         for p in record["published"]
     ]
     device = record["device"]
