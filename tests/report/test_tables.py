@@ -37,16 +37,33 @@ def text_of(*args):
         ({"mean": 0.97251, "low": None, "high": None}, "97.3"),
         ({"mean": 1.0, "low": 1.0, "high": 1.0}, "100.0 [100.0, 100.0]"),
         ({"mean": 0.0, "low": None, "high": None}, "0.0"),
+        ({"mean": 0.349, "low": -0.346, "high": 1.0445}, "34.9 [0.0, 100.0]"),
     ],
 )
 def test_percent(value, text):
     assert tables.percent(value) == text
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "text"),
+    [
+        ("linf", 8 / 255, "linf 8/255"),
+        ("linf", 32 / 255, "linf 32/255"),
+        ("linf", 0.3, "linf 0.3"),
+        ("linf", 0.0, "linf 0"),
+        ("l2", 8 / 255, "l2 0.0314"),
+        ("l2", 1.0, "l2 1"),
+        ("l0", 1, "l0 1"),
+    ],
+)
+def test_radius(norm, eps, text):
+    assert tables.radius(norm, eps) == text
+
+
 def test_the_table_of_one_victim():
     text = text_of(
         {"clean": record.arm(judgment(0.9), expect="about [90]")},
-        [published("clean", 0.953, "Somebody 2021, table 2")],
+        [published("clean", 0.9535, "Somebody 2021, table 2")],
         {"victims clean": 3.21, "craft clean": 1.1},
     )
     lines = text.splitlines()
@@ -54,7 +71,7 @@ def test_the_table_of_one_victim():
     assert lines[2].split() == ["training", "set", "final", "peak", "s"]
     assert lines[4].split() == ["clean", "90.0", "90.0", "4.3"]
     assert "clean: about [90]" in text
-    assert "published: clean: 95.3 (Somebody 2021, table 2)" in text
+    assert "published: clean: 95.35 (Somebody 2021, table 2)" in text
     assert "10 s in all, 1 s of it compiling" in text
 
 
@@ -69,8 +86,8 @@ def test_targeted_arms_get_a_column():
     lines = text.splitlines()
     assert lines[2].split() == ["training", "set", "final", "peak", "success", "s"]
     assert "over 2 victims" in lines[0]
-    low, high = interval([1.0, 0.5])[1:3]
-    assert f"75.0 [{100 * low:.1f}, {100 * high:.1f}]" in lines[5]
+    assert "75.0 [0.0, 100.0]" in lines[5]
+    assert targeted["success_rate"]["low"] < 0 and targeted["success_rate"]["high"] > 1
     assert lines[4].split()[-1] == "0.0" and "75.0" not in lines[4]
     assert targeted["success_rate"]["values"] == [1.0, 0.5]
     assert targeted["intended_probability"]["mean"] == pytest.approx(0.65)
@@ -88,10 +105,29 @@ def test_markdown_has_a_row_per_attack():
     )
     value["device"] = {"platform": "gpu", "kind": "H", "count": 2, "host": "x", "host_cores": 4}
     assert tables.markdown(value) == [
-        "| small | tap, linf 0.0314 | 90.0 | 80.0 | 10.0 | 0.2 min | 2 x H |"
+        "| small | tap, linf 8/255 | 90.0 | 80.0 | 10.0 | 0.2 min | 2 x H |"
     ]
     value["device"] |= {"platform": "cpu"}
     assert tables.markdown(value)[0].endswith("| CPU, 4 cores |")
+
+
+def test_markdown_has_a_row_per_victim_and_attack_and_says_small():
+    noise = {"norm": "l2", "eps": 1.0, "measured": 1.0, "psnr": 30.0, "ssim": 0.9}
+    arms = {}
+    for accuracy, name in ((0.9, "a"), (0.8, "b/c")):
+        for change, kind in ((0, "clean"), (0.01, "random-noise-l2"), (0.5, "lsp")):
+            poison = noise if change else None
+            rates = judgment(accuracy - change)
+            arms[f"{name}/{kind}"] = record.arm(rates, expect="-", poison=poison, victim=name)
+    value = record_of(dict(sorted(arms.items(), key=lambda item: item[0][-3:])))
+    value["config"]["scale"] = "small"
+    value["device"] |= {"platform": "cpu", "host_cores": 2}
+    assert sorted(tables.markdown(value)) == [
+        "| small (small run) | lsp, l2 1, a | 90.0 | 89.0 | 40.0 | 0.2 min | CPU, 2 cores |",
+        "| small (small run) | lsp, l2 1, b/c | 80.0 | 79.0 | 30.0 | 0.2 min | CPU, 2 cores |",
+    ]
+    victims = [entry["victim"] for entry in value["arms"].values()]
+    assert victims == sorted(victims) or victims == sorted(victims, reverse=True)
 
 
 def test_names_in_brackets_are_not_styles():
