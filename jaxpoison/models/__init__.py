@@ -3,18 +3,44 @@
 from jaxpoison.models.adapt import adapt, num_params
 from jaxpoison.models.catalog import create
 from jaxpoison.models.convnet import convnet, small_cnn
+from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
-from jaxpoison.models.resnet import resnet18
+from jaxpoison.models.mobilenet import mobilenet_v2
+from jaxpoison.models.resnet import (
+    resnet18,
+    resnet20,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+from jaxpoison.models.vgg import vgg11, vgg13, vgg16, vgg19
+from jaxpoison.models.vit import vit_small
+from jaxpoison.models.wide_resnet import wide_resnet28_10
 
 __all__ = [
     "adapt",
     "convnet",
     "create",
+    "densenet121",
+    "densenet121_growth12",
     "lenet",
     "logistic_regression",
     "mlp",
+    "mobilenet_v2",
     "num_params",
     "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
     "small_cnn",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vit_small",
+    "wide_resnet28_10",
 ]

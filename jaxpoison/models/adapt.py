@@ -120,15 +120,26 @@ def num_params(victim: Victim) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def check_image_shape(image_shape: Sequence[int], *, at_least: int = 1) -> tuple[int, int, int]:
-    """(H, W, C) as a tuple of ints, H and W at least `at_least`; InputError otherwise."""
+def check_image_shape(
+    image_shape: Sequence[int], *, at_least: int = 1, divisor: int = 1, name: str = "the network"
+) -> tuple[int, int, int]:
+    """(H, W, C) as ints, H and W at least `at_least` and multiples of `divisor`, for `name`.
+
+    Errors: InputError otherwise.
+    """
     shape = tuple(image_shape)
     if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
         raise InputError(
             f"image_shape = {shape}; it must be (height, width, channels), each at least 1"
         )
     if min(shape[:2]) < at_least:
-        raise InputError(f"image_shape = {shape}; height and width must be at least {at_least}")
+        raise InputError(
+            f"image_shape = {shape}; height and width must be at least {at_least} for {name}"
+        )
+    if any(n % divisor for n in shape[:2]):
+        raise InputError(
+            f"image_shape = {shape}; height and width must be multiples of {divisor} for {name}"
+        )
     return (int(shape[0]), int(shape[1]), int(shape[2]))
 
 

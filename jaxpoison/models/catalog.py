@@ -6,16 +6,49 @@ from typing import Any
 
 from jaxpoison import check
 from jaxpoison.models.convnet import convnet, small_cnn
+from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
-from jaxpoison.models.resnet import resnet18
+from jaxpoison.models.mobilenet import mobilenet_v2
+from jaxpoison.models.resnet import (
+    resnet18,
+    resnet20,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+from jaxpoison.models.vgg import vgg11, vgg13, vgg16, vgg19
+from jaxpoison.models.vit import vit_small
+from jaxpoison.models.wide_resnet import wide_resnet28_10
 from jaxpoison.types import InputError, Victim
 
 __all__ = ["FACTORIES", "create"]
 
 FACTORIES = {
     factory.__name__: factory
-    for factory in (logistic_regression, mlp, small_cnn, convnet, lenet, resnet18)
+    for factory in (
+        logistic_regression,
+        mlp,
+        small_cnn,
+        convnet,
+        lenet,
+        resnet18,
+        resnet20,
+        resnet34,
+        resnet50,
+        resnet101,
+        resnet152,
+        vgg11,
+        vgg13,
+        vgg16,
+        vgg19,
+        mobilenet_v2,
+        densenet121,
+        densenet121_growth12,
+        wide_resnet28_10,
+        vit_small,
+    )
 }
 
 

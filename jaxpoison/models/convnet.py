@@ -42,7 +42,7 @@ def small_cnn(
     check.at_least(2, num_classes=num_classes)
     for width in widths:
         check.at_least(1, widths=width)
-    shape = check_image_shape(image_shape, at_least=2 ** len(widths))
+    shape = check_image_shape(image_shape, at_least=2 ** len(widths), name="small_cnn")
     module = SmallCNN(num_classes=num_classes, widths=tuple(widths), dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 
@@ -74,7 +74,7 @@ def convnet(
     """
     check.at_least(2, num_classes=num_classes)
     check.at_least(1, width=width)
-    shape = check_image_shape(image_shape, at_least=9)
+    shape = check_image_shape(image_shape, at_least=9, name="convnet")
     module = ConvNet(num_classes=num_classes, width=width, dtype=dtype)
     return adapt(module, shape, mean=mean, std=std)
 

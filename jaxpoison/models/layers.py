@@ -11,15 +11,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxpoison.models.conv import conv_general_dilated
 
-__all__ = ["avg_pool", "batch_norm", "conv", "dense", "flatten", "max_pool"]
+__all__ = [
+    "avg_pool",
+    "batch_norm",
+    "conv",
+    "conv_norm",
+    "dense",
+    "depthwise_conv",
+    "flatten",
+    "he_fan_in",
+    "he_fan_out",
+    "max_pool",
+    "repeat",
+    "uniform_fan_in",
+]
 
-_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+SCAN_FROM = 6
+"""From how many equal blocks on a scan is cheaper to compile than the blocks in a row.
+
+On CPU a scanned block costs about as much to compile as five in a row: a training step of
+ResNet-50 (2, 3, 5 and 2 equal blocks) took 1.7 times as long with every stage scanned, one of
+ResNet-152 (2, 7, 35, 2) 0.46 times (two cores, jax 0.10.2).
+"""
 
 
 def conv(
@@ -30,13 +53,13 @@ def conv(
     stride: int = 1,
     padding: int = 0,
     use_bias: bool = True,
-    he_normal: bool = False,
+    kernel_init: Initializer = uniform_fan_in,
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> Float[Array, "n y z o"]:
     """A square convolution on the canonical primitive, n -> floor((n + 2p - k) / s) + 1.
 
-    Init: uniform +-1/sqrt(fan_in) for kernel and bias, or He normal (fan-out) for the kernel.
+    Init: uniform +-1/sqrt(fan_in) for the bias, and for the kernel unless told otherwise.
     """
     layer = nn.Conv(
         features,
@@ -44,13 +67,104 @@ def conv(
         strides=(stride, stride),
         padding=[(padding, padding)] * 2,
         use_bias=use_bias,
-        kernel_init=_he_fan_out if he_normal else _uniform_fan_in,
+        kernel_init=kernel_init,
         bias_init=_uniform_bias(kernel * kernel * x.shape[-1]),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
     return layer(x)
+
+
+def depthwise_conv(
+    x: Float[Array, "n h w c"],
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    kernel_init: Initializer = uniform_fan_in,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> Float[Array, "n y z c"]:
+    """One k x k kernel per channel, no bias, n -> floor((n + 2p - k) / s) + 1.
+
+    On CPU the sum of k^2 shifted products, in derivatives too; elsewhere a grouped convolution.
+    """
+    layer = nn.Conv(
+        x.shape[-1],
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        feature_group_count=x.shape[-1],
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+    return layer(x)
+
+
+def conv_norm(
+    x: Float[Array, "n h w i"],
+    features: int,
+    kernel: int,
+    *,
+    train: bool,
+    stride: int = 1,
+    kernel_init: Initializer = he_fan_out,
+    dtype: Any = jnp.float32,
+    name: str = "",
+) -> Float[Array, "n y z o"]:
+    """BatchNorm of a convolution without bias, n -> ceil(n / s): layers conv<name>, norm<name>."""
+    x = conv(
+        x,
+        features,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=f"conv{name}",
+    )
+    return batch_norm(x, train=train, dtype=dtype, name=f"norm{name}")
+
+
+def repeat(
+    block: Callable[..., nn.Module], num: int, x: Array, *, train: bool, name: str, first: int = 1
+) -> Array:
+    """`num` blocks of one make, one after another: x_{i+1} = block_i(x_i).
+
+    From SCAN_FROM blocks on they are compiled once (`lax.scan`): what they hold gains a leading
+    axis of length `num`. Each block draws its own initial values and dropout masks.
+
+    Args:
+      block: builds one; takes `name`. It keeps the shape and dtype of x and is called with
+        (x, train=train).
+      num: how many, 0 for none.
+      x: any shape.
+      train: as for the block.
+      name: of block i is `<name><i>`, of scanned blocks `<name>s`.
+      first: the smallest i.
+
+    Returns: x after the last block.
+    """
+    if num < SCAN_FROM:
+        for i in range(first, first + num):
+            x = block(name=f"{name}{i}")(x, train=train)
+        return x
+
+    def body(block: nn.Module, x: Array, _: None) -> tuple[Array, None]:
+        return block(x, train=train), None
+
+    scanned = nn.scan(
+        body,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=num,
+    )
+    return scanned(block(name=f"{name}s"), x, None)[0]
 
 
 def dense(
@@ -64,7 +178,7 @@ def dense(
     """X W + b. Init: uniform +-1/sqrt(D) for W, and for b unless `zero_bias`."""
     bias_init = nn.initializers.zeros if zero_bias else _uniform_bias(x.shape[-1])
     layer = nn.Dense(
-        features, kernel_init=_uniform_fan_in, bias_init=bias_init, dtype=dtype, name=name
+        features, kernel_init=uniform_fan_in, bias_init=bias_init, dtype=dtype, name=name
     )
     return layer(x)
 

@@ -45,7 +45,7 @@ def lenet(
     """
     check.at_least(2, num_classes=num_classes)
     check.one_of(_SIZES, size=size)
-    shape = check_image_shape(image_shape, at_least=16)
+    shape = check_image_shape(image_shape, at_least=16, name="lenet")
     return adapt(LeNet(num_classes, *_SIZES[size], dtype=dtype), shape, mean=mean, std=std)
 
 
