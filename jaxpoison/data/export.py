@@ -146,7 +146,7 @@ def _png(poison: _Poison, folder: pathlib.Path) -> str:
 
 def _npz(poison: _Poison, folder: pathlib.Path) -> str:
     file = f"{poison.name}-train.npz"
-    np.savez_compressed(
+    np.savez(
         folder / file,
         image=poison.image,
         label=poison.label,
@@ -184,11 +184,11 @@ def _tfds(poison: _Poison, folder: pathlib.Path) -> str:
 def _benchmark(poison: _Poison, folder: pathlib.Path) -> str:
     rows = np.flatnonzero(poison.mask)
     base = _base_indices(poison, rows)
-    np.savez_compressed(folder / "poisons.npz", image=poison.image[rows], label=poison.label[rows])
+    np.savez(folder / "poisons.npz", image=poison.image[rows], label=poison.label[rows])
     np.save(folder / "base_indices.npy", base, allow_pickle=False)
     assert poison.target is not None
     image, label = poison.target
-    np.savez_compressed(folder / "target.npz", image=image, label=np.int64(label))
+    np.savez(folder / "target.npz", image=image, label=np.int64(label))
     return _BENCHMARK.format(norm=poison.manifest.norm, eps=poison.manifest.eps)
 
 

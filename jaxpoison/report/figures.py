@@ -59,12 +59,38 @@ def grid(
 
 
 def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds."""
-    figure = matplotlib.figure.Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    ends, epochs = [], 0
-    for color, (name, entry) in zip(itertools.cycle(COLORS), record["arms"].items(), strict=False):
-        values = 100 * np.asarray(entry["curve"])
+    """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds.
+
+    Where there are several victims each has its own panel.
+    """
+    panels: dict[str, list[tuple[str, list[float]]]] = {}
+    for name, entry in record["arms"].items():
+        victim = entry.get("victim", "")
+        short = name.removeprefix(f"{victim}/") if victim else name
+        panels.setdefault(victim, []).append((short, entry["curve"]))
+    panels = panels or {"": []}
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (7.5, 4.2) if len(panels) == 1 else (5.2 * columns, 3.4 * rows)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    seeds = max((len(a["final_accuracy"]["values"]) for a in record["arms"].values()), default=0)
+    title = f"{record['experiment']}: mean of {seeds} victims"
+    if len(panels) > 1:
+        figure.suptitle(title, fontsize=10)
+    for axis, (victim, lines) in zip(axes, panels.items(), strict=False):
+        _panel(axis, lines)
+        axis.set_title(victim or title, loc="left", fontsize=10)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    _save(figure, path)
+
+
+def _panel(axis: Any, lines: list[tuple[str, list[float]]]) -> None:
+    """Curves by name, each labeled at its end."""
+    ends, epochs = [], 1
+    for color, (name, curve) in zip(itertools.cycle(COLORS), lines, strict=False):
+        values = 100 * np.asarray(curve)
         marker = "o" if len(values) == 1 else ""
         axis.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=2, marker=marker)
         ends.append((values[-1], name, color))
@@ -85,12 +111,9 @@ def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")
     axis.set_ylabel("clean test accuracy, %")
-    seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
-    axis.set_title(f"{record['experiment']}: mean of {seeds} victims", loc="left", fontsize=10)
     axis.grid(alpha=0.25)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    _save(figure, path)
 
 
 def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:

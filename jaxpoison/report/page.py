@@ -25,11 +25,12 @@ MADE = ("device", "versions")
 
 
 class Cell(NamedTuple):
-    """One cell of a table: what is read, what it is sorted by, and a second, quieter text."""
+    """One cell of a table: what is read, what it is sorted by, a quieter text, and a hint."""
 
     text: str
     value: float | None = None
     note: str = ""
+    hint: str = ""
 
 
 def write_run(folder: pathlib.Path) -> pathlib.Path:
@@ -121,6 +122,7 @@ def _head(run: Run) -> dict[str, Any]:
         "images": settings.get("data.train.num_rows"),
         "tested": settings.get("data.test.num_rows"),
         "epochs": settings.get("recipe.epochs"),
+        "small": settings.get("scale") == "small",
         "device": f"{'CPU' if cpu else device['platform'].upper()}: {kind}",
         "total": f"{value['seconds']['total']:.0f}",
         "compile": f"{value['seconds']['compile']:.0f}",
@@ -161,7 +163,8 @@ def _rate(value: dict[str, Any] | None) -> Cell:
     if value is None:
         return Cell("")
     mean, _, interval = tables.percent(value).partition(" ")
-    return Cell(mean, value["mean"], interval)
+    every = ", ".join(f"{100 * x:.1f}" for x in value["values"])
+    return Cell(mean, value["mean"], interval, f"n = {len(value['values'])}: {every}")
 
 
 def _number(value: float | None, form: str) -> Cell:
@@ -171,8 +174,7 @@ def _number(value: float | None, form: str) -> Cell:
 def _budget(poison: dict[str, Any]) -> Cell:
     if poison.get("norm") is None or poison.get("eps") is None:
         return Cell("none" if poison else "")
-    grey = f"{255 * poison['eps']:.3g}/255" if poison["norm"] == "linf" else ""
-    return Cell(f"{poison['norm']} {poison['eps']:.3g}", float(poison["eps"]), grey)
+    return Cell(tables.radius(poison["norm"], poison["eps"]), float(poison["eps"]))
 
 
 def _curves(runs: list[Run]) -> list[tuple[str, charts.Chart]]:
@@ -235,7 +237,7 @@ def _published(runs: list[Run]) -> list[dict[str, str]]:
     theirs = {}
     for run in runs:
         for row in run.record["published"]:
-            value = f"{100 * row['value']:.1f}"
+            value = str(round(100 * row["value"], 2))
             theirs[row["what"], value, row["source"]] = None
     ours = [
         (" · ".join(filter(None, (run.label, victim, name))), tables.percent(e["final_accuracy"]))

@@ -166,3 +166,12 @@ def test_other_keys_unequal_shapes_and_other_features(tmp_path):
     rows[3]["photo"] = _png((6, 8, 3), 3)[1]
     _prepare(tmp_path / "c", features, rows, ("photo", "kind"))
     _says("own: image 3 has shape (6, 8, 3)", name="own", split="train", data_dir=tmp_path / "c")
+
+
+def test_class_names_are_those_of_the_source():
+    assert data.class_names("digits")[9] == "9"
+    assert data.class_names("fashion_mnist")[:2] == ("T-shirt/top", "Trouser")
+    names = data.class_names("cifar10")
+    assert len(names) == 10 and (names[0], names[3], names[9]) == ("airplane", "cat", "truck")
+    for name in ("mnist", "no_such_set", "a.npz", "not a name"):
+        assert data.class_names(name) is None

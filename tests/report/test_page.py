@@ -128,12 +128,17 @@ def test_the_table_holds_the_record(single):
         "s",
     ]  # fmt: skip
     assert [row[0] for row in rows] == ["clean", "tap", "noise"]
-    low, high = interval([0.1, 0.2])[1:3]
-    shown = f"15.0 [{100 * low:.1f}, {100 * high:.1f}]"
+    shown = f"15.0 [0.0, {100 * interval([0.1, 0.2]).high:.1f}]"  # shown inside 0 to 100
     assert rows[1] == [
-        "tap", "linf 0.0314 8/255", "0.031", shown, "100.0", shown, "31.2", "0.900", "3.8",
+        "tap", "linf 8/255", "0.031", shown, "100.0", shown, "31.2", "0.900", "3.8",
     ]  # fmt: skip
     assert rows[0][1:3] == ["", ""] and rows[0][-1] == "0.0"
+    assert 'title="n = 2: 10.0, 20.0">15.0' in single.read_text()
+
+
+def test_a_small_run_of_a_paper_is_labeled(tmp_path):
+    path = page.write_run(folder(tmp_path / "run", record(config={"scale": "small"})))
+    assert "small run, not the scale of the paper" in Tables(path.read_text()).words
 
 
 def test_targeted_success_gets_a_column(tmp_path):
@@ -192,7 +197,8 @@ def test_settings_versions_device_statement_and_published_values(single):
     assert facts["seconds.total"] == "9.0" and facts["data.train.num_rows"] == "48"
     assert "These data are POISONED" in words and "48 training images" in words
     assert "2 victims per training set" in words and "9 s in all" in words
-    assert parsed.tables[-2][1] == ["published", "TAP on CIFAR-10", "8.2", "ISS README"]
+    assert "small run" not in words
+    assert parsed.tables[-2][1] == ["published", "TAP on CIFAR-10", "8.17", "ISS README"]
     assert parsed.tables[-2][2][:2] == ["ours", "toy/default · clean"]
     assert {"table", "curves", "grid", "confusion", "published", "settings"} <= set(parsed.ids)
 

@@ -76,6 +76,21 @@ def test_curves_name_their_lines(kept, tmp_path):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "clean test accuracy, %")
 
 
+def test_curves_of_several_victims_have_panels(kept, tmp_path):
+    value = record(clean=[0.5, 0.9])
+    arms = {
+        f"{net}/{name}": value["arms"]["clean"] | {"victim": net, "curve": [0.1 * i, 0.2]}
+        for i, net in enumerate(["resnet18", "vgg11", "vit", "mlp"])
+        for name in ("clean", "tap")
+    }
+    figures.curves(tmp_path / "c.png", value | {"arms": arms})
+    axes = kept[0].axes
+    assert [a.get_title(loc="left") for a in axes] == ["resnet18", "vgg11", "vit", "mlp"]
+    assert {t.get_text() for t in axes[2].texts} == {"clean 20.0", "tap 20.0"}
+    np.testing.assert_allclose(axes[3].lines[0].get_xydata(), [[1, 30], [2, 20]])
+    assert kept[0].get_suptitle() == "small: mean of 2 victims"
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_curves_write_a_png_with_a_white_border(tmp_path, epochs):
     arms = {f"arm_number_{i}": [0.1 * i] * epochs for i in range(10)}
