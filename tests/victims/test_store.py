@@ -68,8 +68,10 @@ def test_a_single_victim_of_ones_own(tmp_path):
     net, state, _ = trained()
     mine = net._replace(features=net.features)
     how = {"network": mine, "image_shape": SHAPE, "num_classes": CLASSES}
-    victims.save(tmp_path / "victim", one(state).variables, **how)
+    everywhere = jax.NamedSharding(jp.device_mesh(axis="batch"), jax.P())  # as `mesh=` leaves it
+    victims.save(tmp_path / "victim", jax.device_put(one(state).variables, everywhere), **how)
     found = victims.load(tmp_path / "victim", victim=mine)
+    assert {len(x.devices()) for x in jax.tree.leaves(found.variables)} == {1}
     chex.assert_trees_all_equal(found.variables, one(state).variables)
     assert found.card.num is None and found.card.network is None and found.victim is mine
     with pytest.raises(InputError, match=r"victim holds a network of your own; pass it as victim="):
