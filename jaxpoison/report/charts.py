@@ -26,6 +26,7 @@ class Line(NamedTuple):
     dash: str
     points: str
     last: float
+    dot: bool
 
 
 class Chart(NamedTuple):
@@ -55,17 +56,20 @@ class Heat(NamedTuple):
 
 
 def chart(curves: dict[str, list[float]]) -> Chart:
-    """Accuracies in [0, 1] after each epoch, by name; the y axis runs from 0 to 100 %."""
+    """Accuracies in [0, 1] after each epoch, by name; the y axis runs from 0 to 100 %.
+
+    A curve of one epoch is a dot; curves hold at least one.
+    """
     epochs = max((len(curve) for curve in curves.values()), default=1)
     width = max(epochs - 1, 1)
     lines = []
     for i, (name, curve) in enumerate(curves.items()):
         places = [100 * (t / width if epochs > 1 else 0.5) for t in range(len(curve))]
         points = [f"{x:.2f},{100 - 100 * y:.2f}" for x, y in zip(places, curve, strict=True)]
-        points = points * 2 if len(points) == 1 else points  # a round end, so a dot
+        dot = len(points) == 1
+        points = points * 2 if dot else points  # a line of no length has round ends
         dash = DASHES[i // len(COLORS) % len(DASHES)]
-        last = curve[-1] if curve else 0.0
-        lines.append(Line(name, COLORS[i % len(COLORS)], dash, " ".join(points), last))
+        lines.append(Line(name, COLORS[i % len(COLORS)], dash, " ".join(points), curve[-1], dot))
     ticks = MaxNLocator(nbins=6, integer=True, min_n_ticks=1).tick_values(1, max(epochs, 2))
     shown = sorted({1, epochs} | {int(t) for t in ticks if 1 < t <= 0.93 * epochs})
     x_ticks = [(100 * ((t - 1) / width if epochs > 1 else 0.5), str(t)) for t in shown]
@@ -86,7 +90,8 @@ def confusion(name: str, counts: list[list[int]], labels: list[str]) -> Heat:
         rows = zip(share.tolist(), counts, strict=True)
         cells = [list(zip(part, row, strict=True)) for part, row in rows]
         return Heat(name, labels, cells, None, [])
-    pixels = np.round(255 + share[:, :, None] * (INK - 255)).astype(np.uint8)
+    # A single cell is small, and most shares are: the square root shows them.
+    pixels = np.round(255 + np.sqrt(share)[:, :, None] * (INK - 255)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     wrong = np.where(np.eye(len(labels), dtype=bool), 0, matrix)

@@ -61,13 +61,14 @@ def grid(
 def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
     """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds.
 
-    Where there are several victims each has its own panel.
+    Where there are several victims each that learns in epochs has its own panel.
     """
     panels: dict[str, list[tuple[str, list[float]]]] = {}
     for name, entry in record["arms"].items():
         victim = entry.get("victim", "")
         short = name.removeprefix(f"{victim}/") if victim else name
-        panels.setdefault(victim, []).append((short, entry["curve"]))
+        if entry["curve"]:  # a victim without epochs has none
+            panels.setdefault(victim, []).append((short, entry["curve"]))
     panels = panels or {"": []}
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

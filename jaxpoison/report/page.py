@@ -185,7 +185,8 @@ def _curves(runs: list[Run]) -> list[tuple[str, charts.Chart]]:
             several = len(runs) > 1
             key = "" if several else victim
             full = " · ".join(filter(None, (run.label, victim, name))) if several else name
-            groups.setdefault(key, {})[full] = entry["curve"]
+            if entry["curve"]:  # a victim without epochs has none
+                groups.setdefault(key, {})[full] = entry["curve"]
     return [(victim, charts.chart(curves)) for victim, curves in groups.items()]
 
 

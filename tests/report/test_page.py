@@ -234,6 +234,14 @@ def test_arms_of_several_victims_are_grouped(tmp_path):
     assert parsed.words.count("resnet18") >= 4  # table, curves, confusion, classes
 
 
+def test_a_victim_without_epochs_has_no_curve(tmp_path):
+    arms = {f"{v}/clean": entry([0.5], victim=v, curve=c) for v, c in (("net", [0.5]), ("svm", []))}
+    text = page.write_run(folder(tmp_path / "r", record(arms=arms))).read_text()
+    assert text.count("<polyline") == text.count('class="plot"') == 1
+    alone = record(arms={"clean": entry([0.5], curve=[])})
+    assert 'id="curves"' not in page.write_run(folder(tmp_path / "s", alone)).read_text()
+
+
 def test_class_names_come_from_the_source_that_the_poison_names(tmp_path, digits_folder):
     path = folder(tmp_path / "run", record(arms={"tap": entry([0.5], classes=10)}))
     (path / "poison").mkdir()

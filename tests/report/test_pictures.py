@@ -83,6 +83,7 @@ def test_curves_of_several_victims_have_panels(kept, tmp_path):
         for i, net in enumerate(["resnet18", "vgg11", "vit", "mlp"])
         for name in ("clean", "tap")
     }
+    arms["forest/clean"] = value["arms"]["clean"] | {"victim": "forest", "curve": []}
     figures.curves(tmp_path / "c.png", value | {"arms": arms})
     axes = kept[0].axes
     assert [a.get_title(loc="left") for a in axes] == ["resnet18", "vgg11", "vit", "mlp"]
