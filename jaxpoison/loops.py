@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxpoison import check, checkpoint
 from jaxpoison.checkpoint import Seconds
-from jaxpoison.types import Key
+from jaxpoison.types import Key, Streaming
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
 
@@ -84,9 +84,9 @@ def run_chunks(
     loaded. SIGTERM and SIGINT save, then act as they would have.
 
     Args:
-      process: an Attack or Training; static.
+      process: an Attack, a Training, or a Streaming; static.
       key: typed PRNG key.
-      data: the Scenario or Split.
+      data: the Scenario, Split or StreamSplit.
       num_steps: T; may be raised later to go on.
       directory: where to write; None writes nothing.
       save_every: steps between checkpoints; None saves about every 30 s and at the end.
@@ -118,7 +118,8 @@ def run_chunks(
             if step:
                 line = f"{description}: going on at step {step} of {num_steps}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-            chunk = functools.partial(_chunk, process, steps_key)
+            own = process.chunk if isinstance(process, Streaming) else None
+            chunk = functools.partial(own or functools.partial(_chunk, process), steps_key)
             zero = jax.device_put(np.int32(step), home)
             # Zero steps: compiles the program, and the state comes back as it was.
             state, _, _ = jax.block_until_ready(chunk(state, data, zero, zero))

@@ -25,6 +25,7 @@ __all__ = [
     "Perturbation",
     "Scenario",
     "Split",
+    "Streaming",
     "TrainState",
     "Training",
     "Variables",
@@ -236,6 +237,23 @@ class Training(NamedTuple):
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
     single: "Training | None" = None
+
+
+class Streaming(NamedTuple):
+    """A Training whose epochs the host drives, because its rows are not on the device.
+
+    Runs in `run_chunks` alone.
+
+    Attributes:
+      init: (key, split) -> TrainState.
+      step: as in `Training`, for the shapes of its results; never computed.
+      chunk: (steps_key, state, split, start, stop) -> (state, steps done, info of the new steps
+        [T, ...]); start = stop compiles and changes nothing.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, Any]]
+    chunk: Callable[..., tuple[TrainState, Any, Any]]
 
 
 def as_float(image: Num[Array, "..."]) -> Float[Array, "..."]:

@@ -4,9 +4,12 @@ from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.export import export
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
+from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
 __all__ = [
+    "Rows",
+    "StreamSplit",
     "augment",
     "check_dataset",
     "class_names",
@@ -15,10 +18,12 @@ __all__ = [
     "first_per_class",
     "from_npz",
     "from_tfds",
+    "hold",
     "load",
     "poison_rows",
     "poisoned",
     "rounding",
     "split_validation",
+    "stream",
     "synthetic",
 ]

@@ -37,9 +37,9 @@ def checked(
     """`check_dataset` of two arrays; `source` (a file, a set) stands at the head of the error."""
     try:
         image, label = _array("images", image), _array("labels", label)
-        _check_shapes(image, label)
-        _check_pixels(image)
-        _check_labels(label, num_classes)
+        check_shapes(image, label)
+        check_pixels(image)
+        check_labels(label, num_classes)
     except InputError as error:
         raise InputError(f"{source}: {error}" if source else str(error)) from error
     dtype = jnp.uint8 if image.dtype == np.uint8 else jnp.float32
@@ -53,7 +53,8 @@ def _array(what: str, value: ArrayLike) -> np.ndarray:
         raise InputError(f"{what} of unequal shapes cannot form one array; resize first") from error
 
 
-def _check_shapes(image: np.ndarray, label: np.ndarray) -> None:
+def check_shapes(image: np.ndarray, label: np.ndarray) -> None:
+    """[N, H, W, C] and [N], not empty."""
     if image.ndim != 4:
         hint = "; add a channel axis with image[..., None]" if image.ndim == 3 else ""
         raise InputError(f"images have shape {image.shape}; allowed is [N, H, W, C]{hint}")
@@ -65,7 +66,8 @@ def _check_shapes(image: np.ndarray, label: np.ndarray) -> None:
         raise InputError(f"no images (shape {image.shape}); N, H, W and C must be at least 1")
 
 
-def _check_pixels(image: np.ndarray) -> None:
+def check_pixels(image: np.ndarray) -> None:
+    """Grey levels, or finite floats in [0, 1]."""
     if image.dtype == np.uint8:
         return
     if image.dtype not in (np.float32, np.float64):
@@ -87,7 +89,8 @@ def _check_pixels(image: np.ndarray) -> None:
     raise InputError(f"image {row} holds {value}; float pixels must be finite and in [0, 1]")
 
 
-def _check_labels(label: np.ndarray, num_classes: int | None) -> None:
+def check_labels(label: np.ndarray, num_classes: int | None) -> None:
+    """Integers in [0, L), or none negative."""
     if not np.issubdtype(label.dtype, np.integer):
         raise InputError(f"labels are {label.dtype}; allowed are integers")
     if num_classes is not None:

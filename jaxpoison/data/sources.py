@@ -46,7 +46,7 @@ def digits(split: str = "train") -> Dataset:
     from sklearn.datasets import load_digits
 
     parts = {"train": slice(0, 1400), "test": slice(1400, 1797)}
-    _check_split("digits", split, parts)
+    check_split("digits", split, parts)
     grey, label = load_digits(return_X_y=True)
     rows = np.random.RandomState(0).permutation(1797)[parts[split]]
     image = np.round(grey[rows].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
@@ -106,13 +106,13 @@ def load(
         return _rows(digits, split)
     if name.endswith(".npz"):
         return from_npz(name)
-    files = {} if data_dir is None else _npz_files(pathlib.Path(data_dir))
+    files = {} if data_dir is None else npz_files(pathlib.Path(data_dir))
     head = f"{name}-"
     splits = {stem[len(head) :]: file for stem, file in files.items() if stem.startswith(head)}
     if splits:
 
         def stored(part: str) -> Dataset:
-            _check_split(name, part, splits)
+            check_split(name, part, splits)
             return from_npz(splits[part])
 
         return _rows(stored, split)
@@ -152,10 +152,12 @@ def _rows(read: Callable[[str], Dataset], split: str) -> Dataset:
     return rows
 
 
-def _npz_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def npz_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The sets of a folder, "name-split" -> file."""
     return {path.stem: path for path in sorted(folder.glob("*-*.npz"))}
 
 
-def _check_split(name: str, split: str, splits: Mapping[str, object]) -> None:
+def check_split(name: str, split: str, splits: Mapping[str, object]) -> None:
+    """An `InputError` for a split that the set does not have."""
     if split not in splits:
         raise InputError(f"{name} has no split {split!r}; there are: {', '.join(splits)}")

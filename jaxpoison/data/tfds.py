@@ -4,7 +4,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,54 @@ def from_tfds(
 
     Cost: about 0.1 ms an image of 32 x 32; everything is held in memory.
     """
+    stored = open_tfds(name, split, data_dir, also=also)
+    image, label = stored.read()
+    return checked(image, label, num_classes=stored.num_classes, source=name)
+
+
+class StoredSet:
+    """A prepared split whose rows are read when asked for.
+
+    Attributes:
+      num: N.
+      num_classes: L, or None where the label feature does not say.
+    """
+
+    def __init__(self, tfds: Any, name: str, split: str, builder: Any):
+        self._name, self._split, self._builder = name, split, builder
+        self._keys = _keys(tfds, name, builder.info)
+        self._skip = tfds.decode.SkipDecoding()
+        self._records = _records(name, split, builder)
+        self.num = len(self._records)
+        label = builder.info.features[self._keys[1]]
+        self.num_classes = getattr(label, "num_classes", None)
+
+    def read(self, index: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images [P, H, W, C] and labels [P] of the rows `index`; None is all."""
+        rows = range(self.num) if index is None else index
+        return _read(self._name, self._records, rows, *self._keys)
+
+    def labels(self) -> np.ndarray:
+        """Labels [N], no image decoded."""
+        image_key, label_key = self._keys
+        still = {image_key: self._skip}
+        records = _records(self._name, self._split, self._builder, decoders=still)
+        label = np.empty(self.num, np.int64)
+        for start in range(0, self.num, _CHUNK):
+            rows = range(start, min(start + _CHUNK, self.num))
+            for row, example in zip(rows, _examples(self._name, records, rows), strict=True):
+                label[row] = example[label_key]
+        return label
+
+
+def open_tfds(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    also: Iterable[str] = (),
+) -> StoredSet:
+    """The split that `from_tfds` would read; arguments and errors are those."""
     # Imported here: slow, and unneeded by npz, digits and synthetic data.
     import tensorflow_datasets as tfds
 
@@ -62,11 +110,7 @@ def from_tfds(
             f"{name} is not prepared (no {builder.data_dir}); "
             f"run: {_prepare_command(name, data_dir)}"
         )
-    image_key, label_key = _keys(tfds, name, builder.info)
-    records = _records(name, split, builder)
-    num_classes = getattr(builder.info.features[label_key], "num_classes", None)
-    image, label = _read(name, records, image_key, label_key)
-    return checked(image, label, num_classes=num_classes, source=name)
+    return StoredSet(tfds, name, split, builder)
 
 
 def tfds_class_names(
@@ -145,14 +189,14 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
     )
 
 
-def _records(name: str, split: str, builder: Any) -> Any:
+def _records(name: str, split: str, builder: Any, **options: Any) -> Any:
     there = ", ".join(builder.info.splits)
     for part in map(str.strip, split.split("+")):
         whole = some_of(part)[0]
         if whole in builder.info.splits:
             check_bounds(part, builder.info.splits[whole].num_examples)
     try:
-        records = builder.as_data_source(split=str(split))
+        records = builder.as_data_source(split=str(split), **options)
         if len(records):
             return records
     except NotImplementedError as error:  # no format with random access
@@ -171,28 +215,33 @@ def _records(name: str, split: str, builder: Any) -> Any:
     raise InputError(f"{name} split {split!r} holds no example; there are: {there}")
 
 
-def _read(name: str, records: Any, image_key: str, label_key: str) -> tuple[np.ndarray, np.ndarray]:
-    image, label = np.empty(0, np.uint8), np.empty(len(records), np.int64)
-    for start in range(0, len(records), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(records)))
-        try:
-            with _no_opencv_hint():
-                examples = records.__getitems__(list(rows))
-        except (RuntimeError, OSError, ValueError, SyntaxError) as error:
-            raise _damaged(name, error) from error
-        for row, example in zip(rows, examples, strict=True):
+def _read(
+    name: str, records: Any, index: Sequence[int], image_key: str, label_key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    image, label = np.empty(0, np.uint8), np.empty(len(index), np.int64)
+    for start in range(0, len(index), _CHUNK):
+        rows = index[start : start + _CHUNK]
+        for i, example in enumerate(_examples(name, records, rows), start):
             pixels = example[image_key]
-            if row == 0:
-                image = np.empty((len(records), *pixels.shape), np.uint8)
+            if i == 0:
+                image = np.empty((len(index), *pixels.shape), np.uint8)
             if pixels.dtype != np.uint8:
                 raise InputError(f"{name}: images are {pixels.dtype}; allowed is uint8")
             if pixels.shape != image.shape[1:]:
                 raise InputError(
-                    f"{name}: image {row} has shape {pixels.shape}, image 0 {image.shape[1:]}; "
-                    "all must be equal (resizing is not done here)"
+                    f"{name}: image {index[i]} has shape {pixels.shape}, image {index[0]} "
+                    f"{image.shape[1:]}; all must be equal (resizing is not done here)"
                 )
-            image[row], label[row] = pixels, example[label_key]
+            image[i], label[i] = pixels, example[label_key]
     return image, label
+
+
+def _examples(name: str, records: Any, rows: Sequence[int]) -> list[dict[str, Any]]:
+    try:
+        with _no_opencv_hint():
+            return records.__getitems__([int(row) for row in rows])
+    except (RuntimeError, OSError, ValueError, SyntaxError) as error:
+        raise _damaged(name, error) from error
 
 
 @contextmanager

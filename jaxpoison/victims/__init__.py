@@ -19,6 +19,7 @@ from jaxpoison.victims.learner import learner
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
+from jaxpoison.victims.streamed import judge_streamed, streamed_training
 from jaxpoison.victims.train import training, victim_training
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "interval",
     "judge",
     "judge_classical",
+    "judge_streamed",
     "learner",
     "load",
     "logits",
     "recipes",
     "save",
     "similarity",
+    "streamed_training",
     "targeted",
     "training",
     "victim_training",
