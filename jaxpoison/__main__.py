@@ -132,7 +132,8 @@ class Report:
     """Run folders, or JSON files of records."""
 
     out: pathlib.Path | None = None
-    """File to write. None: report.html in the folder of a single run, else in this folder."""
+    """File to write; an earlier report is replaced, another file never is. None: report.html, in
+    the folder of a single run, else in this folder."""
 
     def run(self) -> int:
         """Writes the page and prints where it is."""

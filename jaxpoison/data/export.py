@@ -140,7 +140,8 @@ def _png(poison: _Poison, folder: pathlib.Path) -> str:
     return (
         "Lossless PNG files, one folder a class, alphabetical order = order of the labels; the "
         "file name is the row. rows.csv: label, whether the row may be changed, row of the clean "
-        f"set.\n\n    torchvision.datasets.ImageFolder(FOLDER{more}\n"
+        "set. ImageFolder's own loader turns grey images into RGB.\n\n"
+        f"    torchvision.datasets.ImageFolder(FOLDER{more}\n"
     )
 
 
