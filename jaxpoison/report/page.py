@@ -3,6 +3,7 @@
 No network: style, script and pictures are in the file, and its content policy forbids the rest.
 """
 
+import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -67,15 +68,8 @@ def write(path: pathlib.Path, runs: list[Run]) -> pathlib.Path:
 
 def html(runs: list[Run]) -> str:
     """The page as text: every part of one run, or the comparison of several."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     several = len(runs) > 1
-    return environment.get_template("page.html").render(
+    return _template().render(
         generator=f"jaxpoison {jaxpoison.__version__}",
         statement=STATEMENT,
         runs=runs,
@@ -91,6 +85,18 @@ def html(runs: list[Run]) -> str:
         arms=[] if several else _arms(runs[0]),
         published=_published(runs),
     )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _is_ours(path: pathlib.Path) -> bool:

@@ -1,7 +1,6 @@
 """Finished runs as they lie on disk: the record, the pictures, the names of the classes."""
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -136,8 +135,8 @@ def _check_arm(name: str, entry: Any) -> None:
         _need(isinstance(there, dict), f"{name}.{rate}")
         values = there.get("values")
         _need(isinstance(values, list) and values and all(map(_number, values)), f"{name}.{rate}")
-        ends = (there.get("low"), there.get("high"))
-        _need(_number(there.get("mean")), f"{name}.{rate}")
+        _need(_number(there.get("mean")) and {"low", "high"} <= there.keys(), f"{name}.{rate}")
+        ends = (there["low"], there["high"])
         _need(ends == (None, None) or all(map(_number, ends)), f"{name}.{rate}")
     curve, classes, counts = (entry.get(k) for k in ("curve", "per_class", "confusion"))
     _need(isinstance(curve, list) and all(map(_number, curve)), f"{name}.curve")
@@ -162,8 +161,9 @@ def _need(sound: Any, name: str) -> None:
 
 
 def _number(value: Any) -> bool:
+    """Whether it is a number that arithmetic on it keeps finite."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and abs(value) <= 1e100
 
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...] | None:

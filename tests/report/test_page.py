@@ -1,6 +1,7 @@
 """report.html: what it says, what it refuses, and what a browser makes of it."""
 
 import copy
+import functools
 import html.parser
 import io
 import json
@@ -343,6 +344,38 @@ def test_a_damaged_record_is_one_line(tmp_path, capsys, text, message):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and message in captured.err
     assert not (run / "report.html").exists()
+
+
+def places(value, path=()):
+    """The path of every entry of a record; of lists the first two."""
+    yield path
+    for key in value if isinstance(value, dict) else ():
+        yield from places(value[key], (*path, key))
+    for i in range(min(2, len(value))) if isinstance(value, list) else ():
+        yield from places(value[i], (*path, i))
+
+
+@pytest.mark.parametrize("junk", [None, "x", {}, [None], 1e308, "nothing"])
+def test_any_entry_may_be_junk_and_there_is_a_page_or_one_line(tmp_path, junk):
+    rates = {k: interval([1.0, 0.5])._asdict() for k in ("success_rate", "craft_seeds")}
+    poison = dict(record()["poison"])
+    whole = record(arms={"n/tap": entry([0.1, 0.2], victim="n", poison=poison, **rates)})
+    run = folder(tmp_path / "run")
+    pages = 0
+    for *path, last in filter(None, places(whole)):
+        value = copy.deepcopy(whole)
+        node = functools.reduce(lambda inner, key: inner[key], path, value)
+        if junk == "nothing":
+            del node[last]
+        else:
+            node[last] = junk
+        (run / "result.json").write_text(json.dumps(value))
+        try:
+            page.html([runs.read_run(run)])
+            pages += 1
+        except InputError as error:
+            assert "\n" not in str(error)
+    assert pages > 10  # settings and versions may hold anything
 
 
 def test_bad_runs_and_targets_are_one_line_and_nothing_is_touched(tmp_path, capsys):
