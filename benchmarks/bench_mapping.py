@@ -1,6 +1,6 @@
 """Several seeds and several arms: one after another, side by side, in groups, over devices.
 
-    python -m benchmarks.bench_mapping [--repeats 15] [--smoke] [--out DIR]
+    python -m benchmarks.bench_mapping [--repeats 12] [--smoke] [--out DIR]
 
 Seeds: `over_restarts` of a training process with chunk = 1 (`lax.map`), 2 and None (vmap). Arms x
 seeds: two training sets in one program (a `lax.map` or vmap around the seeds) against one compiled
@@ -45,10 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
         harness.write(options.out, "mapping", content)
 
 
-def measure(repeats: int, *, smoke: bool = False) -> dict[str, Any]:
-    """The record: per network the seeds and the arms x seeds, each against `map`."""
+def measure(repeats: int, *, smoke: bool = False, only: str = "") -> dict[str, Any]:
+    """The record: per network whose name contains `only` the seeds, and the arms x seeds."""
     rows = []
     for name, process, batch in networks(smoke):
+        if only.lower() not in name.lower():
+            continue
         rows.append(_seeds(name, process, batch, repeats))
         rows.append(_arms(name, process, batch, repeats))
     settings = {"repeats": repeats, "seeds": SEEDS, "arms": ARMS}
@@ -57,10 +59,10 @@ def measure(repeats: int, *, smoke: bool = False) -> dict[str, Any]:
 
 def networks(smoke: bool) -> list[tuple[str, Training, Any]]:
     """An MLP and the small CNN, as processes of a few updates a step, and their batch of 64."""
-    shape, batch, widths = ((8, 8, 1), 4, (2, 3)) if smoke else ((28, 28, 1), 64, (32, 64, 128))
+    shape, batch, widths = ((4, 4, 1), 4, (2,)) if smoke else ((28, 28, 1), 64, (32, 64, 128))
     cnn = problems.small_cnn("max", shape, batch, widths)
     mlp = cnn._replace(
-        name="MLP 128, 128", victim=functools.partial(_mlp, shape, 4 if smoke else 128)
+        name="MLP 128, 128", victim=functools.partial(_mlp, shape, () if smoke else (128, 128))
     )
     found = []
     for problem, updates in ((mlp, 2 if smoke else 50), (cnn, 1)):
@@ -69,8 +71,8 @@ def networks(smoke: bool) -> list[tuple[str, Training, Any]]:
     return found
 
 
-def devices(*, smoke: bool = False) -> list[dict[str, Any]]:
-    """Per network, what one of four devices does: members, memory, messages to the others.
+def devices(*, smoke: bool = False, only: str = "") -> list[dict[str, Any]]:
+    """Per network as in `measure`, what one of four devices does: members, memory, messages.
 
     Raises: InputError with fewer than four devices.
     """
@@ -78,6 +80,8 @@ def devices(*, smoke: bool = False) -> list[dict[str, Any]]:
         raise InputError(f"{jax.device_count()} devices; {DEVICES} are needed")
     found = []
     for name, process, batch in networks(smoke):
+        if only.lower() not in name.lower():
+            continue
         costs = {}
         for num in (1, DEVICES):
             spread = over.over_devices(process, over.device_mesh(num), SEEDS)
@@ -104,8 +108,8 @@ def _devices_apart(*, smoke: bool) -> list[dict[str, Any]] | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _mlp(shape: tuple[int, int, int], hidden: int, dtype: Any = jnp.float32) -> Victim:
-    return models.mlp(shape, problems.NUM_CLASSES, hidden=(hidden, hidden), dtype=dtype)
+def _mlp(shape: tuple[int, ...], hidden: tuple[int, ...], dtype: Any = jnp.float32) -> Victim:
+    return models.mlp(shape, problems.NUM_CLASSES, hidden=hidden, dtype=dtype)
 
 
 def _process(learner: Learner, updates: int) -> Training:

@@ -1,6 +1,6 @@
 """Training step and EM step, ours against the same arithmetic in PyTorch, in one process by turns.
 
-    python -m benchmarks.bench_step [--repeats 15] [--problem NAME] [--smoke] [--out DIR]
+    python -m benchmarks.bench_step [--repeats 12] [--problem NAME] [--smoke] [--out DIR]
 
 Without torch (`pip install "jaxpoison[bench]"`) only our own column is measured. On an accelerator
 ours runs in float32 ("highest"), TF32 and bfloat16, each against the baseline of its precision.

@@ -167,7 +167,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     result.add_argument(
         "--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing"
     )
-    result.add_argument("--repeats", type=int, default=15, help="timed rounds (default 15)")
+    result.add_argument("--repeats", type=int, default=12, help="timed rounds (default 12)")
     result.add_argument(
         "--out", type=pathlib.Path, default=RESULTS, help="folder of the JSON (default: results/)"
     )

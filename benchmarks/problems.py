@@ -73,10 +73,10 @@ class Problem(NamedTuple):
 def problems(*, smoke: bool = False, accelerator: bool = False) -> list[Problem]:
     """The small CNN with max and with average pools, and ResNet-18; tiny ones for `smoke`."""
     if smoke:
-        side, batch, widths, width, images = 8, 4, (2, 3), 2, 4
+        side, batch, widths, width, images = 4, 4, (2,), 2, 4
     else:
         side, batch, widths, width, images = 28, 128, (32, 64, 128), 64, 32
-    resnet_side = 8 if smoke else 32
+    resnet_side = 4 if smoke else 32
     resnet_batch = 512 if accelerator and not smoke else images
     return [
         *(small_cnn(pool, (side, side, 1), batch, widths) for pool in ("max", "avg")),

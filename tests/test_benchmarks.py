@@ -1,12 +1,27 @@
 """The benchmarks run, their baselines compute the same numbers, their pages hold the records."""
 
+import contextlib
 import json
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bench_step, harness, problems
+from benchmarks import (
+    accelerator,
+    bench_conv,
+    bench_mapping,
+    bench_step,
+    bench_unroll,
+    flops,
+    harness,
+    parts,
+    problems,
+)
+from jaxpoison.models.conv import conv_general_dilated
 from jaxpoison.types import InputError
 
 
@@ -125,3 +140,92 @@ def test_bad_input_is_one_line():
         harness.alternate({}, repeats=0)
     with pytest.raises(InputError, match="no problem's name contains 'vgg'"):
         bench_step.measure(1, only="vgg")
+
+
+def test_bench_mapping_measures_seeds_arms_and_devices(quick_compile):
+    content = bench_mapping.measure(1, smoke=True, only="mlp")
+    seeds, arms = content["rows"]
+    assert set(seeds["ratio"]) == {"chunks of 2", "vmap"} and seeds["against"] == "map"
+    assert set(arms["ratio"]) == {"one program, map", "one program, vmap"}
+    (spread,) = bench_mapping.devices(smoke=True, only="mlp")
+    assert {n: c["members"] for n, c in spread["per_device"].items()} == {"1": 4, "4": 1}
+    assert all(c["messages"] == 0 for c in spread["per_device"].values())
+
+
+def test_bench_unroll_shows_what_remat_saves_and_costs(quick_compile):
+    one, two = bench_unroll.measure(smoke=True)["rows"]
+    assert (one["steps"], two["steps"]) == (1, 2)
+    for row in (one, two):
+        assert row["cost"]["remat"]["gflop"] >= row["cost"]["no remat"]["gflop"] > 0
+    outer = 2 * one["cost"]["no remat"]["gflop"] - two["cost"]["no remat"]["gflop"]
+    assert 0 < outer < one["cost"]["no remat"]["gflop"]
+
+
+def test_bench_conv_compares_its_forms(quick_compile):
+    weights, pool = bench_conv.measure(1, smoke=True)["rows"]
+    assert set(weights["ratio"]) >= set(bench_conv.FORMS) - {"library"}
+    assert set(pool["ratio"]) >= set(bench_conv.POOL_FORMS) - {"library"}
+
+
+def test_operations_are_counted_by_hand():
+    def f(x, w):
+        def step(x, _):
+            y = conv_general_dilated(x, w, (1, 1), "SAME")
+            return jax.lax.cond(True, lambda: y, lambda: y @ jnp.ones((3, 3))), None
+
+        return jax.lax.scan(jax.checkpoint(step), x, None, length=5)[0]
+
+    x, w = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
+    assert flops.gflop(f, x, w) == 5 * (2 * 2 * 16 * 3 * 27 + 2 * 2 * 16 * 3 * 3) / 1e9
+    strided = jax.grad(lambda x: conv_general_dilated(x, w, (2, 2), "SAME").sum())
+    assert flops.gflop(strided, x) == 2 * (2 * 2 * 4 * 3 * 27) / 1e9  # value and gradient, 2x2 out
+
+
+@pytest.mark.parametrize("name", ["epoch_resnet18", "parity_bf16"])
+def test_a_part_writes_its_record(name, tmp_path, quick_compile):
+    options = parts.Options(smoke=True, repeats=1)
+    content = accelerator.run_part(name, tmp_path, options)
+    assert json.loads((tmp_path / f"accelerator_{name}.json").read_text()) == content
+    result = content["result"]
+    assert result.get("data", "noise") == "noise"
+    if name == "epoch_resnet18":
+        assert set(result["precisions"]) == {"float32", "TF32", "bfloat16"}
+        epoch = result["precisions"]["bfloat16"]
+        assert epoch["mfu"] >= 0 and epoch["images"] == 40 and epoch["seconds"]["median"] > 0
+    else:
+        exact, narrow = result["rows"][2:]
+        assert exact["mode"] == "TF32" and exact["gradient_error"] < 1e-5  # a CPU has no TF32
+        assert narrow["updates"] == 2 and 1e-4 < narrow["gradient_error"] < 0.1
+        assert narrow["matching"]["cosine"] > 0.99 and narrow["image"]["strong_signs"] > 0.9
+
+
+def test_parts_that_are_done_are_skipped_and_unknown_ones_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "command", contextlib.nullcontext)
+    (tmp_path / "accelerator_bench_step.json").write_text("{}")
+    accelerator.main(["bench_step", "--out", str(tmp_path)])
+    assert "bench_step: done" in capsys.readouterr().out
+    accelerator.main(["--list"])
+    assert len(capsys.readouterr().out.splitlines()) == len(accelerator.PARTS)
+    with pytest.raises(InputError, match="no part 'bench_stepp'; did you mean 'bench_step'"):
+        accelerator.main(["bench_stepp"])
+    with pytest.raises(InputError, match="needs --data-dir"):
+        parts.experiment("cifar10_lsp")(parts.Options())
+    lacking = accelerator.Part(None, 1, "", {"no_such_module": "no-such-wheel"})
+    monkeypatch.setitem(accelerator.PARTS, "lacking", lacking)
+    with pytest.raises(InputError, match="lacking needs no_such_module: carry the wheel of no-su"):
+        accelerator.run_part("lacking", tmp_path, parts.Options())
+
+
+def test_a_part_past_its_limit_is_stopped_and_not_done(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "command", contextlib.nullcontext)
+    command = ["parity_bf16", "--smoke", "--minutes", "0.001", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="not done: parity_bf16"):
+        accelerator.main(command)
+    assert "stopped after 0.001 minutes" in capsys.readouterr().out
+
+
+def test_nothing_is_imported_that_a_plain_jax_machine_lacks():
+    absent = ["tyro", "dm_pix", "tensorflow_datasets", "array_record", "torch"]
+    code = f"import sys; sys.modules |= dict.fromkeys({absent})\n"
+    code += "import benchmarks.accelerator, experiments.fashion_mnist_tap"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-import tyro
 
 from jaxpoison.loops import NonFiniteError
 from jaxpoison.types import InputError
@@ -48,6 +47,8 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
 
 def _parse(config_type: type, doc: str | None) -> Any:
     """The configuration; its own checks run outside tyro, which would draw a box around them."""
+    import tyro  # here: what calls an experiment from Python does not need it
+
     unchecked = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if spec is None else f"python -m {spec.name}"
