@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,22 +31,23 @@ def adapt(
     Attacks live in pixel space [0, 1]; what the network wants instead is `mean` and `std`.
 
     Args:
-      module: its `__call__(self, x, *, train: bool)` returns logits [B, L]. It may use BatchNorm
-        (collection `batch_stats`) and dropout (stream `dropout`), and gives
-        `self.sow("intermediates", "features", h)` before its last layer if features are wanted.
+      module: its `__call__(self, x, *, train: bool)`, or `(self, x, *, deterministic: bool)` in
+        flax's own words, returns logits [B, L]. It may use BatchNorm (collection `batch_stats`)
+        and dropout (stream `dropout`), and gives `self.sow("intermediates", "features", h)`
+        before its last layer if features are wanted.
       image_shape: (H, W, C).
       mean: per channel, pixel units; None for zeros.
       std: per channel, pixel units; None for ones.
 
     Returns: a Victim. Logits and features are float32 (float64 where the module computes in it);
       statistics keep their dtype. Nothing is captured but the module's settings.
-    Errors: InputError for a module without `train`, a bad shape, mean or std; when called, for
-      images of another shape or integer pixels, for missing features, for a missing dropout key.
+    Errors: InputError for a module without either of the two, a bad shape, mean or std; when
+      called, for images of another shape or integer pixels, for missing features, for a missing
+      dropout key.
     """
     shape = check_image_shape(image_shape)
     name = type(module).__name__
-    if "train" not in inspect.signature(module.__call__).parameters:
-        raise InputError(f"{name}.__call__ must take train: bool, as in (self, x, *, train)")
+    mode = _mode(module)
     mean, std = _check_channels("mean", mean, shape[2]), _check_channels("std", std, shape[2])
     if std is not None and min(std) <= 0:
         raise InputError(f"std = {std}; every entry must be above 0")
@@ -54,7 +55,7 @@ def adapt(
     def init(key: Key) -> Variables:
         keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
         image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        collections = unfreeze(module.lazy_init(keys, image, train=False))
+        collections = unfreeze(module.lazy_init(keys, image, **mode(False)))
         others = set(collections) - {"params", "batch_stats", "intermediates"}
         if others:
             raise InputError(f"{name} has collections {sorted(others)}: only batch_stats is known")
@@ -69,7 +70,7 @@ def adapt(
         rngs = None if key is None else {"dropout": key}
         x = standardize(image, mean, std)
         try:
-            return module.apply(collections, x, train=train, rngs=rngs, mutable=mutable)
+            return module.apply(collections, x, **mode(train), rngs=rngs, mutable=mutable)
         except errors.InvalidRngError as error:
             hint = "in train mode: pass key=" if train else "in eval mode: it must not"
             raise InputError(f"{name} draws random numbers {hint}") from error
@@ -141,6 +142,19 @@ def check_image_shape(
             f"image_shape = {shape}; height and width must be multiples of {divisor} for {name}"
         )
     return (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def _mode(module: nn.Module) -> Callable[[bool], dict[str, Any]]:
+    """How the module is told that it trains: `train`, or flax's `deterministic`, its opposite."""
+    known = inspect.signature(module.__call__).parameters
+    if "train" in known:
+        return lambda train: {"train": train}
+    if "deterministic" in known:
+        return lambda train: {"deterministic": not train}
+    raise InputError(
+        f"{type(module).__name__}.__call__ must take train: bool (or deterministic: bool), as in "
+        f"(self, x, *, train), also where it has no use for it; it takes {', '.join(known)}"
+    )
 
 
 def _check_channels(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import conv_norm, dense, repeat
+from jaxpoison.models.layers import conv_norm, dense
+from jaxpoison.models.repeat import repeat
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import Victim
 
@@ -171,7 +172,7 @@ def _resnet(
 class ResNet(nn.Module):
     """See `resnet18`; `blocks` of the class `block` per stage, strides 1, 2, 2, ...
 
-    The blocks of a stage but its first are repeated (`layers.repeat`): scanned in the long stages
+    The blocks of a stage but its first are repeated (`repeat.repeat`): scanned in the long stages
     of ResNet-101 and ResNet-152.
     """
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import repeat
+from jaxpoison.models.repeat import repeat
 from jaxpoison.types import InputError, Victim
 
 __all__ = ["EncoderBlock", "VisionTransformer", "vit_small"]
@@ -45,7 +45,7 @@ def vit_small(
       num_classes: L, at least 2.
       patch: side of a patch in pixels: 4 for 32x32 images, 16 for 224x224.
       width: D, numbers per patch, a multiple of `heads`.
-      depth: how many blocks; they are compiled once (`layers.repeat`).
+      depth: how many blocks; they are compiled once (`repeat.repeat`).
       heads: of the attention.
       dropout: rate after the positions, the attention and both layers of the MLP; 0 for none.
       dtype: compute dtype; parameters and logits stay float32, as do the softmax of the attention

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import batch_norm, conv, dense, he_fan_in, repeat
+from jaxpoison.models.layers import batch_norm, conv, dense, he_fan_in
+from jaxpoison.models.repeat import repeat
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import InputError, Victim
 

