@@ -249,11 +249,13 @@ class Streaming(NamedTuple):
       step: as in `Training`, for the shapes of its results; never computed.
       chunk: (steps_key, state, split, start, stop) -> (state, steps done, info of the new steps
         [T, ...]); start = stop compiles and changes nothing.
+      max_bytes: of device memory for the rows that are there at a time.
     """
 
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
     chunk: Callable[..., tuple[TrainState, Any, Any]]
+    max_bytes: int
 
 
 def as_float(image: Num[Array, "..."]) -> Float[Array, "..."]:

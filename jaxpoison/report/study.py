@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxpoison import check, checkpoint, loops, over
-from jaxpoison.data import poisoned
+from jaxpoison.data import StreamSplit, poisoned
 from jaxpoison.perturb import Budget
 from jaxpoison.report import figures, page, record, tables
 from jaxpoison.report.run_folder import RunFolder
@@ -33,11 +33,20 @@ from jaxpoison.types import (
     Key,
     Scenario,
     Split,
+    Streaming,
     Training,
     TrainState,
     Victim,
 )
-from jaxpoison.victims import Classical, hits, interval, judge, judge_classical, similarity
+from jaxpoison.victims import (
+    Classical,
+    hits,
+    interval,
+    judge,
+    judge_classical,
+    judge_streamed,
+    similarity,
+)
 
 __all__ = ["Study", "StudyConfig"]
 
@@ -188,9 +197,9 @@ class Study:
         self,
         arm: str,
         victim: Victim,
-        training: Training,
+        training: Training | Streaming,
         key: Key,
-        split: Split,
+        split: Split | StreamSplit,
         *,
         epochs: int,
         expect: str,
@@ -202,9 +211,10 @@ class Study:
         Args:
           arm: name of the training set; "clean" or an arm that was crafted.
           victim: the network.
-          training: `over_restarts` of its training; R is the number of seeds. Build it once.
+          training: `over_restarts` of its training, or a `streamed_training` with seeds; R is the
+            number of seeds. Build it once.
           key: of the victims; the same for all arms, so that seeds are paired.
-          split: the training set, and the clean test set.
+          split: the training set, and the clean test set; a StreamSplit where they stay on disk.
           epochs: to train.
           expect: one line for the reader.
           targets: of a targeted attack: target images with the labels the attacker wants.
@@ -213,7 +223,10 @@ class Study:
         """
         name = record.entry(arm, network)
         state, info, _ = self._run("victims", name, training, key, split, epochs)
-        judgment = judge(victim, state, info, split.train, split.test)
+        if isinstance(training, Streaming):
+            judgment = judge_streamed(victim, state, info, *split, max_bytes=training.max_bytes)
+        else:
+            judgment = judge(victim, state, info, *split)
         success = () if targets is None else hits(victim, state, targets)
         self.arms[name] = record.arm(
             judgment,

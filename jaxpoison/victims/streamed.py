@@ -151,7 +151,7 @@ def streamed_training(
 
     plain = Training(init, shapes)
     both = plain if seeds is None else over.over_restarts(plain, seeds)
-    return Streaming(both.init, both.step, chunk)
+    return Streaming(both.init, both.step, chunk, max_bytes)
 
 
 def judge_streamed(

@@ -229,6 +229,21 @@ def test_targets_are_judged_victim_by_victim(tmp_path):
     np.testing.assert_allclose(arm["intended_probability"]["values"], intended, rtol=1e-5)
 
 
+def test_victims_whose_sets_stay_on_disk_are_judged_alike(tmp_path):
+    data, net = small_job.split(), jp.models.logistic_regression(small_job.SHAPE, small_job.CLASSES)
+    how = jp.victims.recipes.small(epochs=1, batch_size=16)
+    seeds = jp.over_restarts(jp.victims.victim_training(net, how, 48), 2)
+    disk = jp.victims.streamed_training(net, how, 48, max_bytes=4000, seeds=2)
+    parts = jp.data.StreamSplit(*(jp.data.hold(part) for part in data))
+    study = Study("some", StudyConfig(runs=tmp_path, victims=2), console=Console(quiet=True))
+    for name, training, split in (("clean", seeds, data), ("again", disk, parts)):
+        study.retrain(name, net, training, jax.random.key(0), split, epochs=1, expect="-")
+    clean, again = study.arms["clean"], study.arms["again"]
+    for field in ("final_accuracy", "train_accuracy", "per_class", "confusion"):
+        assert again[field] == clean[field]
+    np.testing.assert_allclose(again["curve"], clean["curve"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

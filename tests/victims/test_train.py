@@ -185,6 +185,30 @@ def test_a_second_set_of_the_same_shape_compiles_nothing():
     chex.assert_tree_all_finite(state)
 
 
+def test_arms_one_after_the_other_compile_nothing_after_the_first():
+    process, compiled = jp.over_restarts(augmented(), 2), []
+
+    def arm(data):
+        state, info, _ = jp.run_chunks(process, KEY, data, num_steps=2)
+        return victims.judge(victim(), state, info, *data)
+
+    def listen(event, seconds, **context):
+        del seconds, context
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        first = arm(split())
+        assert compiled  # the listener hears
+        compiled.clear()
+        second = arm(Split(Dataset(split().train.image, split().train.label[::-1]), split().test))
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert first != second
+
+
 def test_grey_levels_and_floats_train_alike():
     data = split()
     floats = Dataset(jax.jit(as_float)(data.train.image), data.train.label)
