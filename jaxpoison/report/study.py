@@ -223,10 +223,11 @@ class Study:
         """
         name = record.entry(arm, network)
         state, info, _ = self._run("victims", name, training, key, split, epochs)
+        sets: Any = split
         if isinstance(training, Streaming):
-            judgment = judge_streamed(victim, state, info, *split, max_bytes=training.max_bytes)
+            judgment = judge_streamed(victim, state, info, *sets, max_bytes=training.max_bytes)
         else:
-            judgment = judge(victim, state, info, *split)
+            judgment = judge(victim, state, info, *sets)
         success = () if targets is None else hits(victim, state, targets)
         self.arms[name] = record.arm(
             judgment,
