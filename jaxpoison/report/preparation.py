@@ -65,7 +65,9 @@ def rows(
 
 
 def rehearse(arms: Mapping[str, Arm | Stored], scenario: Scenario) -> None:
-    """Every attack's first moves without computing."""
+    """Every attack's first moves without computing; no arm may be named as the clean set."""
+    if "clean" in arms:
+        raise InputError("no arm can be called 'clean', the name of the clean training set")
     for name, one in arms.items():
         if isinstance(one, Arm):
             check.at_least(1, **{f"num_steps of {name}": one.num_steps})

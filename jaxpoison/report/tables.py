@@ -9,7 +9,16 @@ from rich.text import Text
 
 from jaxpoison.report.record import entry as entry_name
 
-__all__ = ["control", "markdown", "percent", "print_record", "radius", "seconds", "table"]
+__all__ = [
+    "control",
+    "markdown",
+    "percent",
+    "print_record",
+    "radius",
+    "seconds",
+    "split_name",
+    "table",
+]
 
 
 def percent(value: dict[str, Any]) -> str:
@@ -41,19 +50,35 @@ def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def table(record: dict[str, Any]) -> Table:
-    """One row per training set: final and peak accuracy, targeted success, seconds of its steps."""
-    targeted = any("success_rate" in a for a in record["arms"].values())
+    """One row per training set: final and peak accuracy, targeted success, seconds of its steps.
+
+    Where there are several victims, their rows stand together under the name of each.
+    """
+    arms = record["arms"]
+    targeted = any("success_rate" in a for a in arms.values())
+    several = any("victim" in a for a in arms.values())
     result = Table(box=box.SIMPLE_HEAD)
-    result.add_column("training set", no_wrap=True)
+    for name in (["victim"] if several else []) + ["training set"]:
+        result.add_column(name, no_wrap=True)
     for name in ["final", "peak"] + (["success"] if targeted else []):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("s", justify="right", no_wrap=True)
-    for name, entry in record["arms"].items():
+    last = None
+    for name, entry in arms.items():
+        victim, attack = split_name(name, entry)
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
-        result.add_row(Text(name), *cells, f"{seconds(record, name):.1f}")
+        first = [Text(victim if victim != last else "")] if several else []
+        last = victim
+        result.add_row(*first, Text(attack), *cells, f"{seconds(record, name):.1f}")
     return result
+
+
+def split_name(name: str, entry: dict[str, Any]) -> tuple[str, str]:
+    """(victim or "", training set) of an entry of the record and its key."""
+    victim = entry.get("victim", "")
+    return victim, name.removeprefix(f"{victim}/") if victim else name
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
@@ -69,8 +94,7 @@ def markdown(record: dict[str, Any]) -> list[str]:
     small = " (small run)" if record["config"].get("scale") == "small" else ""
     rows = []
     for name, entry in arms.items():
-        victim = entry.get("victim", "")
-        attack = name.removeprefix(f"{victim}/")
+        victim, attack = split_name(name, entry)
         if attack == "clean" or attack.startswith("random-noise"):
             continue
         budget = radius(entry["poison"]["norm"], entry["poison"]["eps"])
@@ -97,7 +121,8 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{seeds} victims"
     )
     lines = [Text("expected with the default settings:")]
-    lines += [Text(f"  {name}: {entry['expect']}") for name, entry in record["arms"].items()]
+    expected = {split_name(k, entry)[1]: entry["expect"] for k, entry in record["arms"].items()}
+    lines += [Text(f"  {name}: {text}") for name, text in expected.items()]
     lines += [
         Text(
             f"{name}: {percent(entry['craft_seeds'])} over {len(entry['craft_seeds']['values'])} "
