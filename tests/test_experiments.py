@@ -5,13 +5,16 @@ import importlib
 import itertools
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from jaxpoison.data import poisoned, synthetic
-from jaxpoison.report import ImageConfig, tables
+from jaxpoison.report import ImageConfig, command_line, tables
+from jaxpoison.report.images import RECIPES
+from jaxpoison.types import Dataset, Split
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
@@ -59,7 +62,8 @@ def check_run(module, config, name):
     check_record(record, name, config)
     for picture in ("grid.png", "curves.png"):
         assert (run / picture).stat().st_size > 1000
-    for arm in sorted(set(record["arms"]) - {"clean"}):
+    arms = {tables.split_name(name, entry)[1] for name, entry in record["arms"].items()}
+    for arm in sorted(arms - {"clean"}):
         assert poisoned.verify(run / "poison" / arm).passed
 
 
@@ -71,15 +75,17 @@ def check_record(record, name, config):
     }  # fmt: skip
     assert record["experiment"] == name and record["config"]["seed"] == config.seed
     assert {"compile", "total"} <= set(record["seconds"])
-    assert "clean" in record["arms"]
-    for entry in record["arms"].values():
-        if entry["poison"]:
-            assert tables.control(record["arms"], entry) is not None
-    for arm, entry in record["arms"].items():
+    for name, entry in record["arms"].items():
+        victim, arm = tables.split_name(name, entry)
+        assert f"{victim}/clean".removeprefix("/") in record["arms"]
+        assert arm == "clean" or tables.control(record["arms"], entry) is not None
+        seeds = (
+            1 if victim in ("sklearn.rbf_svm", "sklearn.logistic_regression") else config.victims
+        )
         for field in ("final_accuracy", "peak_accuracy"):
             assert set(entry[field]) == RATE
             values = entry[field]["values"]
-            assert len(values) == config.victims and np.all(0 <= np.array(values))
+            assert len(values) == seeds and np.all(0 <= np.array(values))
             assert np.all(np.array(values) <= 1)
             assert entry[field]["mean"] == pytest.approx(np.mean(values))
         assert entry["expect"]
@@ -88,6 +94,97 @@ def check_record(record, name, config):
     assert record["poison"]["measured"] <= record["poison"]["eps"] + 1e-6
     for number in record["published"]:
         assert set(number) == {"what", "value", "source"} and 0 <= number["value"] <= 1
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a script: (exit code, what it said on standard error)."""
+
+    def run(name, *words):
+        module = importlib.import_module(f"experiments.{name}")
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            command_line(module.main, module.Config, module.__doc__)
+        return stop.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (
+            "cifar10_lsp",
+            ["--train-images", 100],
+            "batch_size = 128 is larger than the training set of 100 rows; it must be from 1 to "
+            "100",
+        ),
+        (
+            "cifar10_tap",
+            ["--accumulate", 129],
+            "accumulate = 129 micro-batches of a batch of 128 rows; it must be from 1 to 128",
+        ),
+        (
+            "cifar10_lsp",
+            ["--data-dir", "TINY", "--network", "convnet"],
+            "image_shape = (6, 6, 3); height and width must be at least 9 for convnet",
+        ),
+        (
+            "cifar10_one_pixel",
+            ["--network", "resnet81"],
+            "no model is called 'resnet81'; did you mean 'resnet18'?",
+        ),
+        (
+            "cifar10_one_pixel",
+            ["--recipe", "best"],
+            f"recipe = 'best'; allowed are {', '.join(RECIPES)}",
+        ),
+        (
+            "cifar10_transfer",
+            ["--classical", "lda"],
+            "classical = 'lda'; allowed are random_forest, rbf_svm, logistic_regression",
+        ),
+        (
+            "cifar10_transfer",
+            ["--networks", "--classical"],
+            "there are no victims; name at least one",
+        ),
+        ("cifar10_lsp", ["--train-images", 0], "train_images = 0; it must be at least 1"),
+        ("cifar10_tap", ["--eps", 8], "eps = 8 looks like grey levels; write 8/255"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_writes_nothing(
+    name, words, message, command, images, tmp_path
+):
+    if "TINY" in words:
+        image, label = synthetic.blobs(jax.random.key(0), 200, 10, (6, 6, 3))
+        for split in ("train", "test"):
+            np.savez(tmp_path / f"cifar10-{split}.npz", image=image, label=label)
+        words = [tmp_path if word == "TINY" else word for word in words]
+    small = ["--runs", tmp_path / "runs", "--data-dir", images, "--epochs", 1]
+    assert command(name, *small, *words) == (2, f"error: {message}\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_scale_small_sets_the_defaults_that_other_words_then_change(monkeypatch):
+    module, seen = importlib.import_module("experiments.cifar10_tap"), []
+    monkeypatch.setattr(sys, "argv", ["tap", "--epochs", "3", "--scale=small", "--eps", "0.1"])
+    command_line(seen.append, module.Config, module.__doc__)
+    assert seen == [module.Config.small(epochs=3, eps=0.1)]
+    assert seen[0].network == "small_cnn" and seen[0].scale == "small"
+    monkeypatch.setattr(sys, "argv", ["tap", "--network", "vgg11"])
+    command_line(seen.append, module.Config, module.__doc__)
+    assert seen[1] == module.Config(network="vgg11") and seen[1].scale == "paper"
+
+
+def test_every_network_of_the_transfer_can_be_made_for_cifar10():
+    module = importlib.import_module("experiments.cifar10_transfer")
+    config = module.Config(dtype="bfloat16", recipe="witches_brew")
+    split = Split(*(Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, int)),) * 2)
+    made = {name: config.trainee(name, split, 10) for name in config.networks}
+    rates = {name: one.recipe.learning_rate for name, one in made.items()}
+    lower = {name for name in rates if name.startswith(("vgg", "mobilenet"))}
+    assert len(lower) == 3 and all(rates[n] == (0.01 if n in lower else 0.1) for n in rates)
 
 
 def settings_of(record, config):

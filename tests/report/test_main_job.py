@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxpoison as jp
-from jaxpoison.report import Study, StudyConfig, arm, main_job
+from jaxpoison.report import Arm, Study, StudyConfig, arm, control, main_job
 from jaxpoison.types import Dataset, InputError, Split
 from tests.report import small_job
 
@@ -153,3 +153,55 @@ def test_craft_seeds_are_whole_repeats_under_other_keys(finished, tmp_path, caps
     folder = tmp_path / "small" / "default" / "poison"
     poisons = [np.load(folder / n / "images.npy") for n in ("random-noise", "random-noise.1")]
     assert not np.array_equal(*poisons)
+
+
+def test_a_network_of_another_shape_ends_before_work(tmp_path):
+    with pytest.raises(
+        InputError, match=r"images are \(1, 8, 8, 1\), the network takes \(batch, \*\(6"
+    ):
+        main_job(
+            "small",
+            StudyConfig(runs=tmp_path),
+            victim=jp.models.logistic_regression((6, 6, 1), 3),
+            recipe=jp.victims.recipes.small(epochs=1),
+            split=small_job.split(),
+            source={"name": "blobs"},
+            arms=control(jp.perturb.Budget("linf", 0.1)),
+            main="random-noise",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_arms_and_more_attack_keys_trace_nothing_again(tmp_path):
+    """Traces of the network and of the attack, counted as Python runs them."""
+    traces = {"network": 0, "attack": 0}
+
+    def counted(what, function):
+        def call(*args, **options):
+            traces[what] += 1
+            return function(*args, **options)
+
+        return call
+
+    def run(name, *arms, **options):
+        network = jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=(6,))
+        attack = jp.attacks.random_noise(eps=0.1)
+        attack = attack._replace(step=counted("attack", attack.step))
+        budget = jp.perturb.Budget("linf", 0.1)
+        before = dict(traces)
+        main_job(
+            "small",
+            StudyConfig(runs=tmp_path, name=name, victims=2, **options),
+            victim=network._replace(apply=counted("network", network.apply)),
+            recipe=jp.victims.recipes.small(epochs=2, batch_size=20),
+            split=small_job.split(),
+            source={"name": "blobs"},
+            arms={arm: Arm(attack, 1, budget, "-", {}) for arm in arms},
+            main=arms[0],
+        )
+        return {k: v - before[k] for k, v in traces.items()}
+
+    one = run("one", "a")
+    assert min(one.values()) > 0
+    assert run("several", "a", "b", "c") == one
+    assert run("keys", "a", craft_seeds=3) == one
