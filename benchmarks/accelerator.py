@@ -66,7 +66,7 @@ PARTS: dict[str, Part] = {
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = _parser().parse_args(arguments)
-    with harness.command():
+    with harness.command(options):
         if options.list:
             _show()
             return
@@ -95,7 +95,7 @@ def run_part(name: str, out: pathlib.Path, options: parts.Options) -> dict[str, 
     for module, wheel in part.needs.items():
         if importlib.util.find_spec(module) is None:
             raise InputError(f"{name} needs {module}: carry the wheel of {wheel}")
-    content = harness.record(name, {}, [], smoke=options.smoke)
+    content = harness.record(f"accelerator_{name}", {}, [], smoke=options.smoke)
     content["settings"] = options.settings()
     del content["rows"]
     content["result"] = part.run(options)

@@ -42,7 +42,7 @@ TORCH = "torch, channels_last"
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = harness.parser(__doc__).parse_args(arguments)
-    with harness.command():
+    with harness.command(options):
         harness.write(options.out, "conv", measure(options.repeats, smoke=options.smoke))
 
 

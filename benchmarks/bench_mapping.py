@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--devices", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    with harness.command():
+    with harness.command(options):
         if options.devices:
             print(json.dumps(devices(smoke=options.smoke)))
             return

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--problem", help="only the problems whose name contains this word")
     options = parser.parse_args(arguments)
-    with harness.command():
+    with harness.command(options):
         content = measure(options.repeats, smoke=options.smoke, only=options.problem or "")
         harness.write(options.out, "step", content)
 

@@ -36,7 +36,7 @@ __all__ = [
     "write",
 ]
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 MIB = 2**20
 
 
@@ -175,12 +175,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def command() -> Iterator[None]:
+def command(options: argparse.Namespace | None = None) -> Iterator[None]:
     """The edge of a benchmark's command: compile times are cold, and errors are one line."""
-    # Passive waiting: idle threads of the other framework must not count as its work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
+        if options is not None and options.smoke and options.out.resolve() == RESULTS:
+            raise InputError("--smoke measures nothing: give it an --out of its own")
+        # Passive waiting: idle threads of the other framework must not count as its work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        jax.config.update("jax_enable_compilation_cache", False)
         yield
     except InputError as error:
         sys.exit(f"error: {error}")

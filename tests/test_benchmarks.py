@@ -20,6 +20,7 @@ from benchmarks import (
     harness,
     parts,
     problems,
+    tables,
 )
 from jaxpoison.models.conv import conv_general_dilated
 from jaxpoison.types import InputError
@@ -229,3 +230,19 @@ def test_nothing_is_imported_that_a_plain_jax_machine_lacks():
     code = f"import sys; sys.modules |= dict.fromkeys({absent})\n"
     code += "import benchmarks.accelerator, experiments.fashion_mnist_tap"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_holds_the_tables_of_the_committed_records_and_nothing_else():
+    text = tables.PAGE.read_text()
+    assert tables.filled(text, harness.RESULTS) == text, "run python -m benchmarks.tables"
+    marks = {name for name in tables.TABLES if f"<!-- {name} -->" in text}
+    assert marks == set(tables.TABLES)
+    for path in harness.RESULTS.glob("*.json"):
+        record = json.loads(path.read_text())
+        assert not record["smoke"] and record["benchmark"] == path.stem
+        assert {"date", "versions", "device", "environment", "settings"} <= set(record)
+
+
+def test_a_smoke_run_does_not_replace_a_record(capsys):
+    with pytest.raises(SystemExit, match="--smoke measures nothing"):
+        bench_unroll.main(["--smoke"])

@@ -1,0 +1,23 @@
+"""All benchmarks of this device, and the tables of README.md from them.
+
+    python -m benchmarks [--repeats 12] [--smoke --out DIR]
+
+Under eight minutes on two quiet cores. The order: steps, mappings, convolution forms, unrolling.
+"""
+
+from benchmarks import bench_conv, bench_mapping, bench_step, bench_unroll, harness, tables
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    options = harness.parser(__doc__).parse_args(arguments)
+    common = ["--repeats", str(options.repeats), "--out", str(options.out)]
+    common += ["--smoke"] if options.smoke else []
+    for benchmark in (bench_step, bench_mapping, bench_conv, bench_unroll):
+        benchmark.main(common)
+    if options.out == harness.RESULTS:
+        tables.main()
+
+
+if __name__ == "__main__":
+    main()

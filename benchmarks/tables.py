@@ -1,0 +1,192 @@
+"""The tables of benchmarks/README.md, made from the records in results/ and nothing else.
+
+    python -m benchmarks.tables
+
+writes each table between its marks `<!-- NAME -->` and `<!-- end -->` of the page.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import harness
+
+__all__ = ["PAGE", "filled", "main", "markdown"]
+
+PAGE = pathlib.Path(__file__).parent / "README.md"
+OURS = "jaxpoison"
+
+
+def main() -> None:
+    """The command."""
+    with harness.command():
+        text = filled(PAGE.read_text(), harness.RESULTS)
+        temporary = PAGE.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(PAGE)
+    print(f"wrote {PAGE}")
+
+
+def filled(text: str, results: pathlib.Path) -> str:
+    """The page with the table of every mark made anew; "not measured" where there is no record."""
+
+    def table(match: re.Match) -> str:
+        path = results / f"{match[1]}.json"
+        lines = markdown(json.loads(path.read_text())) if path.exists() else ["not measured"]
+        return "\n".join([f"<!-- {match[1]} -->", *lines, "<!-- end -->"])
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def markdown(record: dict[str, Any]) -> list[str]:
+    """A line on where and when, an empty one, and the table of the record."""
+    device, around = record["device"], record["environment"]
+    cpu = device["platform"] == "cpu"
+    where = f"{device['host']}, {around['cores']} cores" if cpu else device["kind"]
+    torch = f", torch {around['torch']}" if around["torch"] else ""
+    load = around["load_average"][0]
+    head = (
+        f"{record['date'][:10]}; {where}; jax {record['versions']['jax']}{torch}; "
+        f"load average {load:g}"
+    )
+    return [head, "", *TABLES[record["benchmark"]](record)]
+
+
+def _step(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| problem, batch, precision | step | against | wall, ours / theirs | CPU, ours / theirs "
+        "| ours, ms | theirs, ms | compile, s | temp, MiB |"
+    ]
+    for row in record["rows"]:
+        cost, ours = row["cost"][OURS], row["times"][OURS]["wall_ms"]["median"]
+        what = f"{row['problem']}, {row['batch']}, {row['precision']} | {row['work']}"
+        tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {ours:.1f} | - | {tail}")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            theirs = row["times"][other]["wall_ms"]["median"]
+            rows.append(f"| {what} | {other} | {ratios} | {ours:.1f} | {theirs:.1f} | {tail}")
+    return _ruled(rows)
+
+
+def _conv(record: dict[str, Any]) -> list[str]:
+    rows = ["| work | other form | wall, library / other | CPU, library / other | library, ms |"]
+    for row in record["rows"]:
+        ours = row["times"]["library"]["wall_ms"]["median"]
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            rows.append(f"| {row['work']} | {other} | {ratios} | {ours:.1f} |")
+    return _ruled(rows)
+
+
+def _mapping(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| network | work | form | wall, form / first | CPU, form / first | ms | compile, s "
+        "| temp, MiB |"
+    ]
+    for row in record["rows"]:
+        for form, times in row["times"].items():
+            first = form == row["against"]
+            ratios = (
+                "1 | 1"
+                if first
+                else " | ".join(_spread(row[kind][form]) for kind in ("ratio", "cpu_ratio"))
+            )
+            cost = row["cost"][form]
+            rows.append(
+                f"| {row['problem']} | {row['work']} | {form} | {ratios} | "
+                f"{times['wall_ms']['median']:.1f} | {cost['compile_s']:.1f} | "
+                f"{cost['temp_mib']:.1f} |"
+            )
+    lines = _ruled(rows)
+    if record.get("devices"):
+        rows = ["| network | devices | seeds per device | temp per device, MiB | messages |"]
+        for entry in record["devices"]:
+            for num, cost in entry["per_device"].items():
+                rows.append(
+                    f"| {entry['problem']} | {num} | {cost['members']} | "
+                    f"{cost['temp_mib']:.1f} | {cost['messages']} |"
+                )
+        lines += ["", *_ruled(rows)]
+    return lines
+
+
+def _unroll(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| network, batch | K | temp with remat, MiB | without | GFLOP with remat | without "
+        "| compile with, s | without |"
+    ]
+    for row in record["rows"]:
+        both = [row["cost"][name] for name in ("remat", "no remat")]
+        cells = [f"{c['temp_mib']:.0f}" for c in both] + [f"{c['gflop']:.1f}" for c in both]
+        cells += [f"{c['compile_s']:.1f}" for c in both]
+        rows.append(f"| {row['problem']}, {row['batch']} | {row['steps']} | {' | '.join(cells)} |")
+    return _ruled(rows)
+
+
+def _epoch(result: dict[str, Any]) -> list[str]:
+    rows = ["| precision | seconds an epoch | MFU | TFLOP/s | compile, s | temp, MiB |"]
+    for name, row in result["precisions"].items():
+        cost = row["cost"]
+        rows.append(
+            f"| {name} | {_spread(row['seconds'])} | {100 * row['mfu']:.1f} % | "
+            f"{row['tflops']:.0f} | {cost['compile_s']:.0f} | {cost['temp_mib']:.0f} |"
+        )
+    return _ruled(rows)
+
+
+def _deterministic(result: dict[str, Any]) -> list[str]:
+    rows = ["| operations | seconds an epoch, bfloat16 |"]
+    rows += [f"| {name} | {_spread(row['seconds'])} |" for name, row in result["epochs"].items()]
+    return _ruled(rows)
+
+
+def _parity(result: dict[str, Any]) -> list[str]:
+    rows = [
+        "| updates | mode | gradient, relative | B, absolute | cos dx | signs, all / strong | "
+        "cos dB/dx | signs, all / strong |"
+    ]
+    for row in result["rows"]:
+        cells = [f"{row['gradient_error']:.1e}", f"{row['matching_error']:.1e}"]
+        for kind in ("image", "matching"):
+            found = row[kind]
+            shares = f"{100 * found['signs']:.2f} / {100 * found['strong_signs']:.2f} %"
+            cells += [f"{found['cosine']:.5f}", shares]
+        rows.append(f"| {row['updates']} | {row['mode']} | {' | '.join(cells)} |")
+    return _ruled(rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "step": _step,
+    "conv": _conv,
+    "mapping": _mapping,
+    "unroll": _unroll,
+}
+OF_PARTS = {
+    "epoch_resnet18": _epoch,
+    "parity_bf16": _parity,
+    "deterministic_cost": _deterministic,
+    "bench_step": _step,
+    "bench_mapping": _mapping,
+    "bench_unroll": _unroll,
+}
+TABLES |= {f"accelerator_{k}": lambda r, f=f: f(r["result"]) for k, f in OF_PARTS.items()}
+
+
+def _spread(value: dict[str, Any]) -> str:
+    """`0.58 [0.55, 0.61]`: median and quartiles."""
+    if value["median"] is None:
+        return "-"
+    return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _ruled(rows: list[str]) -> list[str]:
+    columns = rows[0].count("|") - 1
+    return [rows[0], "|" + "---|" * columns, *rows[1:]]
+
+
+if __name__ == "__main__":
+    main()
