@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxpoison import check, checkpoint
 from jaxpoison.checkpoint import Seconds
-from jaxpoison.types import Key, Streaming
+from jaxpoison.types import InputError, Key, Streaming
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
 
@@ -49,9 +49,11 @@ def run(process: Any, key: Key, data: PyTree, *, num_steps: int) -> tuple[PyTree
       num_steps: T; static.
 
     Returns: (state, info), info leaves [T, ...].
-    Raises: InputError for num_steps < 1.
+    Raises: InputError for num_steps < 1, or a Streaming, which the host drives.
     """
     check.at_least(1, num_steps=num_steps)
+    if isinstance(process, Streaming):
+        raise InputError("a streamed training cannot be one program: use run_chunks")
     check.rows(data)
     return _run(process, key, data, num_steps)
 

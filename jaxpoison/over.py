@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxpoison import check, tree
-from jaxpoison.types import Attack, Hypergrad, InputError, Training
+from jaxpoison.types import Attack, Hypergrad, InputError, Streaming, Training
 
 __all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts"]
 
@@ -42,6 +42,7 @@ def over_restarts(process: Process, num: int, *, chunk: int | None = 1) -> Proce
     Raises: InputError for num < 1 or chunk < 1.
     """
     check.at_least(1, num=num)
+    _check_repeatable(process)
     each = _mapper(chunk)
 
     def init(key, data):
@@ -74,6 +75,7 @@ def over_devices(
     Raises: InputError if the mesh lacks the axis or num is not divisible by its size.
     """
     check.at_least(1, num=num)
+    _check_repeatable(process)
     size = axis_size(mesh, axis)
     if num % size:
         raise InputError(
@@ -230,6 +232,11 @@ def _map(fn, xs):
     stop = lax.optimization_barrier(jnp.int32(1))
     results = lax.fori_loop(jnp.int32(0), stop, body, results)
     return jax.tree.map(lambda x: x[:1], results)
+
+
+def _check_repeatable(process: Any) -> None:
+    if isinstance(process, Streaming):
+        raise InputError("a streamed training repeats itself: streamed_training(..., seeds=num)")
 
 
 def _repeat(process, init, step, poison) -> Any:

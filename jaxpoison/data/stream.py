@@ -3,8 +3,8 @@
 For training sets larger than a device; see `victims.streamed_training`. Rows come from a prepared
 TFDS set (array_record has random access), from an uncompressed npz file or a poison folder (both
 mapped into memory, so the system reads the pages that are touched). There are no worker processes
-(as grain has them): augmentation runs on the device, so that a thread that reads and decodes ahead
-is all there is to do on the host.
+(as grain has them): augmentation runs on the device, so that reading and decoding is all there is
+to do on the host, and threads do that.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ class Rows:
       label: [N] int32, in memory.
       image_shape: (H, W, C).
       dtype: of the images: uint8, or float32 in [0, 1].
-      fetch: (index [P], whole numbers below N) -> images [P, H, W, C], in that order.
+      fetch: (index [P], whole numbers below N) -> images [P, H, W, C] in that order, called from
+        several threads at once.
     """
 
     source: str

@@ -1,8 +1,9 @@
 """A set on disk as windows of batches on the device, at most two of them at a time."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ from jaxpoison.data import StreamSplit
 from jaxpoison.types import InputError
 
 __all__ = ["Job", "Window", "Windows"]
+
+READERS = min(16, os.cpu_count() or 1)  # decoding an image lets other threads run
+BLOCK = 64  # rows a reader takes at a time
 
 
 class Window(NamedTuple):
@@ -82,7 +86,7 @@ class Windows:
     def through(self, jobs: list[Job], use: Callable[[Job, Window], Any]) -> None:
         """`use(job, window) -> arrays` for every job, at most `slots` windows alive at a time.
 
-        A window is freed when its arrays are computed. Meanwhile another thread reads the next one
+        A window is freed when its arrays are computed. Meanwhile other threads read the next one
         into host memory.
         """
         running: deque[tuple[Window, Any]] = deque()
@@ -93,10 +97,11 @@ class Windows:
             for x in window:
                 x.delete()
 
-        with ThreadPoolExecutor(1, "read-ahead") as pool:
+        with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(READERS) as readers:
             ahead: deque[Future] = deque()
             for i, job in enumerate(jobs):
-                ahead.extend(pool.submit(self._read, x) for x in jobs[i + len(ahead) : i + 2])
+                soon = jobs[i + len(ahead) : i + 2]
+                ahead.extend(pool.submit(self._read, x, readers) for x in soon)
                 host = ahead.popleft().result()
                 while len(running) >= self.slots:
                     free()
@@ -106,15 +111,21 @@ class Windows:
             while running:
                 free()
 
-    def _read(self, job: Job) -> list[np.ndarray]:
-        """The arrays of a window, on the host."""
+    def _read(self, job: Job, readers: Executor) -> list[np.ndarray]:
+        """The arrays of a window, on the host; rows are read and decoded by several threads."""
         rows = self.split.train if job.train else self.split.test
         length, batch = job.shape
         num, full = len(job.index), length * batch
         image = np.zeros((full, *rows.image_shape), rows.dtype)
         label, number = np.full(full, -1, np.int32), np.zeros(full, np.int32)
-        image[:num], label[:num] = rows.read(job.index), rows.label[job.index]
-        number[:num] = job.index
+        label[:num], number[:num] = rows.label[job.index], job.index
+
+        def fill(start: int) -> None:
+            stop = min(start + BLOCK, num)
+            image[start:stop] = rows.read(job.index[start:stop])
+
+        for _ in readers.map(fill, range(0, num, BLOCK)):
+            pass
         return [x.reshape(length, batch, *x.shape[1:]) for x in (image, label, number)]
 
     def _place(self, batch: int) -> Any:

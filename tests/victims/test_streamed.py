@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -14,6 +16,7 @@ import jaxpoison as jp
 from jaxpoison import checkpoint, data, loops, victims
 from jaxpoison.data import StreamSplit
 from jaxpoison.types import Dataset, InputError, Split
+from jaxpoison.victims import windows
 
 KEY, SHAPE, CLASSES, NUM = jax.random.key(0), (8, 8, 1), 3, 22
 RECIPE = victims.Recipe(epochs=3, batch_size=4, learning_rate=0.05, augmentation="crop")
@@ -129,6 +132,26 @@ def test_what_cannot_be_streamed_is_one_line(stored, tmp_path):
         streamed(1, seeds=0)
     with pytest.raises(InputError, match="^max_bytes = 0; it must be at least 1$"):
         streamed(0)
+    with pytest.raises(InputError, match="^a streamed training cannot be one program"):
+        jp.run(streamed(1), KEY, stored, num_steps=1)
+    with pytest.raises(InputError, match="^a streamed training repeats itself"):
+        jp.over_restarts(streamed(1), 2)
+
+
+def test_readers_keep_the_order(stored, monkeypatch):
+    """Blocks of two rows, read by several threads, the later ones faster."""
+    _, (expected, _, _) = in_memory(None)
+    monkeypatch.setattr(windows, "BLOCK", 2)
+    monkeypatch.setattr(windows, "READERS", 4)
+    fetch, turn = stored.train.fetch, itertools.count()
+
+    def slow(index):
+        time.sleep(0.002 * (3 - next(turn) % 4))
+        return fetch(index)
+
+    parts = StreamSplit(dataclasses.replace(stored.train, fetch=slow), stored.test)
+    state, _, _ = jp.run_chunks(streamed(4), KEY, parts, num_steps=3)
+    chex.assert_trees_all_close(state, expected, atol=1e-5)
 
 
 def test_a_file_damaged_on_the_way_stops_the_run(stored):
