@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxpoison import check
+from jaxpoison import check, hosts
 from jaxpoison.lock import Lock
 from jaxpoison.types import InputError
 
@@ -98,20 +98,21 @@ def save(
       OSError: the folder cannot be written; older checkpoints are untouched.
     """
     path = folder / f"{step:08d}"
-    shutil.rmtree(path, ignore_errors=True)
+    hosts.first(lambda: shutil.rmtree(path, ignore_errors=True))
     try:
         with _quiet_threads():
-            ocp.save(str(path.absolute() / "state"), _without_empty(state))
-        meta = {"step": step, "files": _digests(path), "notes": notes}
-        write_json(path / "meta.json", sealed(meta))
+            ocp.save(str(path.absolute() / "state"), _written(state))
+        hosts.first(lambda: _seal(path, step, notes))
     except (OSError, ValueError) as error:  # a full disk is either, depending on the moment
-        shutil.rmtree(path, ignore_errors=True)
+        if hosts.is_first():
+            shutil.rmtree(path, ignore_errors=True)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OSError(f"checkpoint {path} not written, older ones are kept: {reason}") from error
-    stay = {f"{s:08d}" for s in [s for s in valid_steps(folder) if s <= step][-keep:]}
-    for other in folder.glob("[0-9]*"):  # older, cut off, or damaged and passed over
-        if other.name not in stay:
-            shutil.rmtree(other, ignore_errors=True)
+    if hosts.is_first():
+        stay = {f"{s:08d}" for s in [s for s in valid_steps(folder) if s <= step][-keep:]}
+        for other in folder.glob("[0-9]*"):  # older, cut off, or damaged and passed over
+            if other.name not in stay:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def restore(
@@ -127,23 +128,11 @@ def restore(
     Raises:
       InputError: every checkpoint is damaged, or the newest was made with other settings.
     """
-    damaged = []
-    for step in reversed(valid_steps(folder)):
-        path = folder / f"{step:08d}"
-        try:
-            notes = read(_sound_notes(path, step))
-        except _UNSOUND as error:
-            damaged.append(f"{path} ({check.one_line(error)})")
-            continue
-        if damaged:
-            warnings.warn(f"damaged checkpoint {damaged[0]} passed over for {path}", stacklevel=2)
-        return Restored(_load(path / "state", like), step, notes)
-    if damaged:
-        raise InputError(
-            f"checkpoint {damaged[0]} is damaged and no older one is valid; "
-            f"remove {folder} to start again"
-        )
-    return None
+    found = hosts.first(lambda: _newest(folder, read))
+    if found is None:
+        return None
+    step, notes = found
+    return Restored(_load(folder / f"{step:08d}" / "state", like), step, read(notes))
 
 
 class Book:
@@ -169,13 +158,7 @@ class Book:
 
     def __enter__(self):
         if self.folder is not None:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock = Lock(self.folder)
-                self._metrics.open("a").close()
-            except OSError as error:
-                self.__exit__()
-                raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
+            hosts.first(self._hold)
         return self
 
     def __exit__(self, *error):
@@ -189,7 +172,7 @@ class Book:
             return fresh
         found = restore(self.folder / "checkpoints", state, read=_key_and_seconds)
         if found is None:
-            self._write_metrics()
+            hosts.first(lambda: self._write_metrics([]))
             return fresh
         key, seconds = found.notes
         if key != self.key:
@@ -198,8 +181,7 @@ class Book:
             raise InputError(
                 f"{self.folder} has {found.step} steps done, more than num_steps = {num_steps}"
             )
-        if len(self._read_metrics(found.step)) != found.step:
-            self._write_metrics()
+        self.lines = hosts.first(lambda: self._metrics_until(found.step))
         return found.state, found.step, seconds
 
     def record(self, start, rows):
@@ -210,11 +192,7 @@ class Book:
         ]
         self.lines += new
         if self.folder is not None:
-            try:
-                with self._metrics.open("a") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in new)
-            except OSError as error:
-                raise OSError(f"{self._metrics} cannot be written: {error.strerror}") from error
+            hosts.first(lambda: self._append(new))
 
     def save(self, step, state, seconds):
         """Checkpoint the state after `step` steps."""
@@ -233,14 +211,30 @@ class Book:
     def _metrics(self):
         return self.folder / "metrics.jsonl"
 
-    def _read_metrics(self, step):
-        """The lines of the file; the rows of the first `step` become `lines`."""
-        lines = []
+    def _hold(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder)
+            self._metrics.open("a").close()
+        except OSError as error:
+            self.__exit__()
+            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
+
+    def _append(self, rows):
+        try:
+            with self._metrics.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise OSError(f"{self._metrics} cannot be written: {error.strerror}") from error
+
+    def _metrics_until(self, step):
+        """The rows of the first `step` steps; the file then holds no others."""
+        lines, rows = [], []
         try:
             lines = self._metrics.read_text().splitlines()
-            self.lines = [json.loads(line) for line in lines[:step]]
-            whole = [row["step"] for row in self.lines] == list(range(step))
-            whole = whole and all(row.keys() >= set(self.kind._fields) for row in self.lines)
+            rows = [json.loads(line) for line in lines[:step]]
+            whole = [row["step"] for row in rows] == list(range(step))
+            whole = whole and all(row.keys() >= set(self.kind._fields) for row in rows)
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -248,11 +242,13 @@ class Book:
                 f"{self._metrics} is damaged: it lacks steps below {step}; "
                 f"remove {self.folder} to start again"
             )
-        return lines
+        if len(lines) != step:
+            self._write_metrics(rows)
+        return rows
 
-    def _write_metrics(self):
+    def _write_metrics(self, rows):
         temporary = self.folder / ".metrics.jsonl"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.lines))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(self._metrics)
 
 
@@ -292,6 +288,14 @@ def _load(path: pathlib.Path, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x: next(full) if x.size else x, like)
 
 
+def _written(state: PyTree) -> PyTree:
+    """What orbax is given: of many processes, the first writes what each of them has whole."""
+    state = _without_empty(state)
+    if jax.process_count() == 1:
+        return state
+    return jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
+
+
 def _without_empty(state: PyTree) -> PyTree:
     """Arrays of no entries become empty nodes, and a tuple holds all: orbax refuses the others."""
     return (jax.tree.map(lambda x: x if x.size else (), state),)
@@ -325,6 +329,36 @@ def valid_steps(folder: pathlib.Path) -> list[int]:
         return []
     names = (p.parent.name for p in folder.glob("[0-9]*/meta.json"))
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _seal(path: pathlib.Path, step: int, notes: dict[str, Any]) -> None:
+    """Writes meta.json, which makes the checkpoint at `path` one."""
+    meta = {"step": step, "files": _digests(path), "notes": notes}
+    write_json(path / "meta.json", sealed(meta))
+
+
+def _newest(
+    folder: pathlib.Path, read: Callable[[dict[str, Any]], Any]
+) -> tuple[int, dict[str, Any]] | None:
+    """Step and notes of the newest sound checkpoint; see `restore`."""
+    damaged = []
+    for step in reversed(valid_steps(folder)):
+        path = folder / f"{step:08d}"
+        try:
+            notes = _sound_notes(path, step)
+            read(notes)
+        except _UNSOUND as error:
+            damaged.append(f"{path} ({check.one_line(error)})")
+            continue
+        if damaged:
+            warnings.warn(f"damaged checkpoint {damaged[0]} passed over for {path}", stacklevel=2)
+        return step, notes
+    if damaged:
+        raise InputError(
+            f"checkpoint {damaged[0]} is damaged and no older one is valid; "
+            f"remove {folder} to start again"
+        )
+    return None
 
 
 def _sound_notes(path: pathlib.Path, step: int) -> dict[str, Any]:

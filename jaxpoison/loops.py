@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpoison import check, checkpoint
+from jaxpoison import check, checkpoint, hosts
 from jaxpoison.checkpoint import Seconds
 from jaxpoison.types import InputError, Key, Streaming
 
@@ -106,13 +106,14 @@ def run_chunks(
     check.rows(data)
     if save_every is not None:
         check.at_least(1, save_every=save_every)
+    key, data = _loose((key, jax.device_put(data)))
     init_key, steps_key = jax.random.split(key)
-    data = jax.device_put(data)
     started = time.perf_counter()
     state = _init(process, init_key, data)
     home = _home(state)
     state, steps_key, data = _place((state, steps_key, data), home)
     description, console = description or "run", console or Console(stderr=True)
+    console = console if hosts.is_first() else Console(quiet=True)
     received: list[signal.Signals] = []
     with checkpoint.Book(directory, key, process, state, data) as book:
         state, step, seconds = book.resume(state, num_steps)
@@ -122,7 +123,7 @@ def run_chunks(
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             own = process.chunk if isinstance(process, Streaming) else None
             chunk = functools.partial(own or functools.partial(_chunk, process), steps_key)
-            zero = jax.device_put(np.int32(step), home)
+            zero = hosts.put(np.int32(step), home)
             # Zero steps: compiles the program, and the state comes back as it was.
             state, _, _ = jax.block_until_ready(chunk(state, data, zero, zero))
             compiled = seconds.compile + time.perf_counter() - started
@@ -138,41 +139,55 @@ def run_chunks(
                     advance=advance,
                     received=received,
                 )
-    if received:
-        where = f"saved in {book.folder}; run the same command to go on" if book.folder else "lost"
-        print(f"stopped by {received[0].name} after step {step}: {where}", file=sys.stderr)
-        sys.stderr.flush()
-        sys.stdout.flush()
-        signal.raise_signal(received[0])
+    if number := hosts.any_of(max(received, default=0)):
+        _stop(signal.Signals(number), step, book.folder)
     return state, book.info(), seconds
 
 
 def _watch(chunk, state, *, span, seconds, save_every, home, book, advance, received):
-    """Chunk after chunk until the end or a signal; (state, steps done, seconds)."""
+    """Chunk after chunk until the end or a signal; (state, steps done, seconds).
+
+    Of many processes the first one decides how long chunks are and when a checkpoint is due, by its
+    clock; a signal to any of them stops all.
+    """
     step, num_steps = span
     last_save, done_at_save, length, spent = time.perf_counter(), step, 1, seconds.steps
-    while step < num_steps and not received:
+    stopped = 0
+    while step < num_steps and not stopped:
         until_save = num_steps if save_every is None else done_at_save + save_every
         stop = min(num_steps, step + length, until_save)
-        bounds = jax.device_put((np.int32(step), np.int32(stop)), home)
+        start, stop = (hosts.put(np.int32(bound), home) for bound in (step, stop))
         began = time.perf_counter()
         with jax.transfer_guard("disallow"):
-            state, end, buffer = chunk(state, *bounds)
+            state, end, buffer = chunk(state, start, stop)
         taken = int(jax.device_get(end)) - step
-        rows = jax.tree.map(lambda x, n=taken: x[:n], jax.device_get(buffer))
+        rows = jax.tree.map(lambda x, n=taken: x[:n], hosts.fetch(buffer))
         elapsed = time.perf_counter() - began
         spent += elapsed
         book.record(step, rows)
         _stop_if_not_finite(rows, step, book)
         step += taken
         advance(step, taken / elapsed, rows.outer_loss[-1])
-        per_step = elapsed / taken
-        length = int(np.clip(CHUNK_SECONDS / per_step, 1, min(CAPACITY, 4 * length)))
-        due = time.perf_counter() - last_save > 30 if save_every is None else step == until_save
-        if due or received or step == num_steps:
+        stopped = hosts.any_of(max(received, default=0))
+        wanted = int(np.clip(CHUNK_SECONDS * taken / elapsed, 1, min(CAPACITY, 4 * length)))
+        late = time.perf_counter() - last_save > 30 if save_every is None else step == until_save
+        length, due = hosts.first(lambda wanted=wanted, late=late: (wanted, late))
+        if due or stopped or step == num_steps:
             book.save(step, state, Seconds(seconds.compile, spent))
             last_save, done_at_save = time.perf_counter(), step
     return state, step, Seconds(seconds.compile, spent)
+
+
+def _stop(number, step, folder):
+    """Say so, then let the signal do what it would have done."""
+    if hosts.is_first():
+        where = f"saved in {folder}; run the same command to go on" if folder else "lost"
+        print(f"stopped by {number.name} after step {step}: {where}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if signal.getsignal(number) == signal.SIG_DFL:
+        hosts.leave()
+    signal.raise_signal(number)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,6 +218,24 @@ def _chunk(process, steps_key, state, data, start, stop):
     return state, t, buffer
 
 
+def _loose(values):
+    """What is bound to the first device, as an earlier run's result is, may go to a whole mesh."""
+    if jax.device_count() == 1:
+        return values
+    bound = {jax.local_devices()[0]}
+
+    def loose(x):
+        if not x.committed or x.sharding.device_set != bound:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                loose(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return jax.device_put(np.asarray(x))
+
+    return jax.tree.map(loose, values)
+
+
 def _home(state):
     """Where the state lives: its device, or every device of its mesh."""
     shardings = [x.sharding for x in jax.tree.leaves(state)] or [None]
@@ -214,8 +247,9 @@ def _place(values, home):
     """Copied to `home` unless there already, so that no chunk moves or compiles anything again."""
 
     def put(x):
-        there = home is None or x.sharding.device_set == home.device_set
-        return jax.device_put(x, x.sharding if there else home)
+        if home is None or x.sharding.device_set == home.device_set:
+            return jax.device_put(x, x.sharding) if x.is_fully_addressable else x
+        return hosts.put(x, home)
 
     return jax.tree.map(put, values)
 
@@ -269,5 +303,5 @@ def _signals() -> Iterator[list[signal.Signals]]:
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None: one that was not installed by Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

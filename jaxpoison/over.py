@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpoison import check, tree
 from jaxpoison.types import Attack, Hypergrad, InputError, Streaming, Training
 
-__all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts"]
+__all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts", "spread"]
 
 PyTree = Any
 Process = TypeVar("Process", Attack, Training)
@@ -108,6 +108,40 @@ def over_devices(
         return sharded(body, (P(axis), P()))(state, data)
 
     return _repeat(process, init, step, poison)
+
+
+def spread(process: Process, num: int, *, chunk: int | None = 1) -> Process:
+    """`num` independent runs on as many devices as share them evenly, of all hosts; same results.
+
+    That is `over_devices` with chunk = 1, where one run after the other gives the same bits however
+    many there are; runs side by side do not, so these stay together (`over_restarts`).
+
+    Args:
+      process: an Attack or Training.
+      num: R.
+      chunk: as in `over_restarts`.
+
+    Raises: InputError for num < 1, or if several hosts cannot share `num` evenly.
+    """
+    check.at_least(1, num=num)
+    hosts: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        hosts.setdefault(device.process_index, []).append(device)
+    if chunk != 1 or len(jax.devices()) == 1:
+        return over_restarts(process, num, chunk=chunk)
+    if num % len(hosts):
+        raise InputError(
+            f"{num} independent runs (victims) cannot be shared evenly by {len(hosts)} hosts; a "
+            f"multiple of {len(hosts)} is needed"
+        )
+    each, most = num // len(hosts), min(map(len, hosts.values()))
+    per = max(k for k in range(1, most + 1) if each % k == 0)
+    devices = [device for own in hosts.values() for device in own[:per]]
+    if len(devices) == 1:
+        return over_restarts(process, num)
+    kinds = (AxisType.Auto,)
+    mesh = jax.make_mesh((len(devices),), ("restart",), axis_types=kinds, devices=devices)
+    return over_devices(process, mesh, num)
 
 
 def over_ensemble(

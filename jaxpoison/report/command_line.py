@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 
 import jax
 
+from jaxpoison import hosts
 from jaxpoison.loops import NonFiniteError
+from jaxpoison.report.study import StudyConfig
 from jaxpoison.types import InputError
 
 __all__ = ["command_line"]
@@ -21,7 +23,8 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
 
     Exit code 0; 1 if a run became non-finite; 2 for bad input or an unwritable file; 130 if stopped
     from the keyboard. Errors are one line on standard error, but for a word that does not parse,
-    which tyro shows in a box. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
+    which tyro shows in a box. `distributed` and `deterministic` of a `StudyConfig` take effect
+    before `main` begins. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
     default ~/.cache/jaxpoison.
 
     Args:
@@ -34,7 +37,10 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
         if not jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
             cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
             jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "jaxpoison")))
-        main(_parse(config_type, doc))
+        config = _parse(config_type, doc)
+        if isinstance(config, StudyConfig):
+            hosts.start(distributed=config.distributed, deterministic=config.deterministic)
+        main(config)
     except NonFiniteError as error:
         _stop(str(error), 1)
     except InputError as error:

@@ -52,7 +52,8 @@ def main_job(
       clean: what to expect of the clean set.
       surrogate: a network to train on clean data, passed as `scenario.aux`; None for none.
       published: other people's numbers, see `report.published`.
-      chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions.
+      chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions,
+        which are then spread over all devices.
       accumulate: micro-batches per update of victims and surrogate, see `victims.learner`.
 
     Returns: the record, also in result.json.
@@ -165,7 +166,7 @@ def _job(
         return victim_training(one.victim, one.recipe, num, accumulate=accumulate)
 
     trainings = {
-        name: over.over_restarts(training(one), config.victims, chunk=chunk)
+        name: over.spread(training(one), config.victims, chunk=chunk)
         for name, one in trainees.items()
     }
     guide = None if surrogate is None else training(surrogate)

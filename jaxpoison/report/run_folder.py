@@ -6,7 +6,7 @@ import shutil
 import weakref
 from typing import Any
 
-from jaxpoison import checkpoint
+from jaxpoison import checkpoint, hosts
 from jaxpoison.lock import NAME, Lock
 from jaxpoison.report import record
 from jaxpoison.types import InputError
@@ -19,6 +19,8 @@ _HELD: weakref.WeakValueDictionary[pathlib.Path, Lock] = weakref.WeakValueDictio
 class RunFolder:
     """A folder that holds one run and nothing else, locked while this object lives.
 
+    Of many processes the first one reads and writes it, for all.
+
     A finished run is only read, so it is not locked. A second study of the same process takes the
     lock over: the first one ended in an error, which in a notebook keeps it alive.
 
@@ -29,40 +31,17 @@ class RunFolder:
 
     Raises:
       InputError: the folder cannot be written, holds other files or a run with other settings, or
-        is in use by another process.
+        is in use by another process; or the processes of this run differ in their plan.
     """
 
     def __init__(self, path: pathlib.Path, plan: dict[str, Any], *, overwrite: bool):
         self.path = path
-        try:
-            self._is_ours()
-            path.mkdir(parents=True, exist_ok=True)
-            if overwrite or not (path / "result.json").is_file():
-                self._hold()
-            if self._is_ours() and overwrite:
-                self._empty()
-            self._claim(plan)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write run folder {path}: {reason}") from error
+        hosts.check_same("settings or data", plan)
+        hosts.first(lambda: self._take(plan, overwrite))
 
     def read(self, name: str, fields: dict[str, type]) -> dict[str, Any] | None:
         """A JSON object that has `fields`, or None where there is no such file."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            value = json.loads(path.read_text())
-            if not isinstance(value, dict):
-                raise ValueError("no JSON object")
-            for field, kind in fields.items():
-                if not isinstance(value.get(field), kind):
-                    raise ValueError(f"no {field}")
-            return value
-        except ValueError as error:
-            raise InputError(
-                f"{path} is damaged ({error}); remove it or use --overwrite"
-            ) from error
+        return hosts.first(lambda: self._read(name, fields))
 
     def release(self) -> None:
         """Let other processes use the folder."""
@@ -70,6 +49,19 @@ class RunFolder:
             self._lock.release()
 
     _lock: Lock | None = None
+
+    def _take(self, plan: dict[str, Any], overwrite: bool) -> None:
+        try:
+            self._is_ours()
+            self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite or not (self.path / "result.json").is_file():
+                self._hold()
+            if self._is_ours() and overwrite:
+                self._empty()
+            self._claim(plan)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write run folder {self.path}: {reason}") from error
 
     def _is_ours(self) -> bool:
         """Whether a run stands here already; other files are none."""
@@ -97,7 +89,7 @@ class RunFolder:
                 entry.unlink()
 
     def _claim(self, plan: dict[str, Any]) -> None:
-        there = self.read("config.json", {})
+        there = self._read("config.json", {})
         if there is None:
             checkpoint.write_json(self.path / "config.json", plan)
             return
@@ -108,3 +100,20 @@ class RunFolder:
                     f"run folder {self.path} was made with {name} = {there.get(name)!r}, now it "
                     f"is {now.get(name)!r}; choose another --name, or --overwrite"
                 )
+
+    def _read(self, name: str, fields: dict[str, type]) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_text())
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            for field, kind in fields.items():
+                if not isinstance(value.get(field), kind):
+                    raise ValueError(f"no {field}")
+            return value
+        except ValueError as error:
+            raise InputError(
+                f"{path} is damaged ({error}); remove it or use --overwrite"
+            ) from error

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxpoison import check, checkpoint, loops, over
+from jaxpoison import check, checkpoint, hosts, loops, over
 from jaxpoison.data import StreamSplit, poisoned
 from jaxpoison.perturb import Budget
 from jaxpoison.report import figures, page, record, tables
@@ -50,7 +50,8 @@ from jaxpoison.victims import (
 
 __all__ = ["Study", "StudyConfig"]
 
-WHERE = ("name", "runs", "overwrite", "data_dir")  # data are known by their hashes
+# Settings that do not bind a run folder; data are known by their hashes.
+WHERE = ("name", "runs", "overwrite", "data_dir", "distributed")
 SHOWN = 8  # images in grid.png: the first rows that may change
 
 
@@ -72,6 +73,11 @@ class StudyConfig:
     """Attack keys per arm; above 1 each gets its own victims, and their spread is reported too."""
     share: float = 1.0
     """Of the training rows that may change, above 0 up to 1; a seeded choice, the rest is clean."""
+    deterministic: bool = False
+    """Same bits from every run on a GPU too, by slower kernels; CPUs give the same bits anyway."""
+    distributed: str | None = None
+    """One run on several hosts, the same command on each: 'auto' (SLURM, Open MPI, Kubernetes, TPU)
+    or HOST:PORT,NUM,ID with the address of process 0, the number of processes and this one's."""
 
     def __post_init__(self):
         check.at_least(1, victims=self.victims, craft_seeds=self.craft_seeds)
@@ -80,6 +86,8 @@ class StudyConfig:
             raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
         if self.name in ("", "..") or pathlib.Path(self.name).name != self.name:
             raise InputError(f"name = {self.name!r}; a plain folder name is needed")
+        if self.distributed is not None:
+            hosts.parse_distributed(self.distributed)
 
     def settings(self) -> dict[str, Any]:
         """What determines the result, ready for JSON: all fields but those that say where."""
@@ -99,7 +107,8 @@ class Study:
 
     Raises:
       InputError: the folder cannot be written, is in use by another process, or holds a run with
-        other settings, or other files.
+        other settings, or other files; `deterministic` or `distributed` is set and jax was started
+        without it (see `hosts.start`).
     """
 
     def __init__(
@@ -110,9 +119,12 @@ class Study:
         facts: dict[str, Any] | None = None,
         console: Console | None = None,
     ):
+        hosts.check_started(
+            distributed=config.distributed is not None, deterministic=config.deterministic
+        )
         self.experiment, self.config = experiment, config
         self.plan = config.settings() | json.loads(json.dumps(facts or {}))
-        self.console = console or Console()
+        self.console = (console or Console()) if hosts.is_first() else Console(quiet=True)
         self.folder = config.runs / experiment / config.name
         self._files = RunFolder(self.folder, self.plan, overwrite=config.overwrite)
         self.arms: dict[str, dict[str, Any]] = {}
@@ -132,10 +144,7 @@ class Study:
         if result is not None:
             tables.print_record(result, self.console)
             self._say(f"finished before: {self.folder} (--overwrite computes it again)")
-            if not (self.folder / "report.html").exists():
-                page.write_run(self.folder)
-            for path in sorted((self.folder / "poison").glob("[!.]*")):
-                poisoned.check_files(path)
+            hosts.first(self._look_after)
         return result
 
     def train(
@@ -172,24 +181,28 @@ class Study:
         Raises: InputError if the stored poison breaks its budget.
         """
         path = self.folder / "poison" / arm
-        if not path.exists():
+        if not hosts.first(path.exists):
             state, info, seconds = self._run("craft", arm, attack, key, scenario, num_steps)
             if attack.single is not None:
                 attack, state = over.best_of(attack, state, info)
             began = time.perf_counter()
-            poisoned.write(
-                path,
-                poisoned=jax.device_get(_poison(attack, state, scenario)),
-                clean=scenario.train,
-                index=scenario.index,
-                attack=arm,
-                settings=self.config.settings() | {"num_steps": num_steps} | (settings or {}),
-                norm=budget.norm,
-                eps=budget.eps,
-                source=source,
-                key=key,
-                wall_time_s=seconds.compile + seconds.steps,
-            )
+
+            def write() -> None:
+                poisoned.write(
+                    path,
+                    poisoned=jax.device_get(_poison(attack, state, scenario)),
+                    clean=scenario.train,
+                    index=scenario.index,
+                    attack=arm,
+                    settings=self.config.settings() | {"num_steps": num_steps} | (settings or {}),
+                    norm=budget.norm,
+                    eps=budget.eps,
+                    source=source,
+                    key=key,
+                    wall_time_s=seconds.compile + seconds.steps,
+                )
+
+            hosts.first(write)
             self._note(f"write {arm}", time.perf_counter() - began)
         return self._verified(arm, path, scenario, budget)
 
@@ -260,13 +273,17 @@ class Study:
         entry = self._files.read(file, {"final_accuracy": dict, "curve": list})
         if entry is None:
             began = time.perf_counter()
-            seeds = {"num": self.config.victims, "seed": self.config.seed}
-            judgment = judge_classical(victim, *split, **seeds)
-            entry = record.arm(
-                judgment, expect=expect, poison=self._poisons.get(arm), victim=network
-            )
-            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(self.folder / file, entry)
+
+            def judged() -> dict[str, Any]:
+                seeds = {"num": self.config.victims, "seed": self.config.seed}
+                judgment = judge_classical(victim, *split, **seeds)
+                poison = self._poisons.get(arm)
+                entry = record.arm(judgment, expect=expect, poison=poison, victim=network)
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_json(self.folder / file, entry)
+                return entry
+
+            entry = hosts.first(judged)
             self._note(f"victims {name}", time.perf_counter() - began)
         self.arms[name] = entry
 
@@ -297,6 +314,14 @@ class Study:
           main: the arm that the experiment is about; its poison stands at the top of the record.
           published: other people's numbers, see `record.published`.
         """
+        result = hosts.first(lambda: self._record(main, published))
+        tables.print_record(result, self.console)
+        self._files.release()
+        self._say(f"run folder: {self.folder}")
+        return result
+
+    def _record(self, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+        """The record, written with all that is drawn of it."""
         if len(self._clean):
             figures.grid(self.folder / "grid.png", self._clean, self._images)
         compile_seconds = sum(v for k, v in self._parts.items() if k.startswith("compile "))
@@ -312,10 +337,14 @@ class Study:
         figures.curves(self.folder / "curves.png", result)
         checkpoint.write_json(self.folder / "result.json", result)
         page.write_run(self.folder)
-        tables.print_record(result, self.console)
-        self._files.release()
-        self._say(f"run folder: {self.folder}")
         return result
+
+    def _look_after(self) -> None:
+        """The page where it is missing; an InputError for poison that is not as it was written."""
+        if not (self.folder / "report.html").exists():
+            page.write_run(self.folder)
+        for path in sorted((self.folder / "poison").glob("[!.]*")):
+            poisoned.check_files(path)
 
     def _verified(
         self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget
@@ -358,12 +387,12 @@ class Study:
         )
         self._parts[f"compile {part}"] = seconds.compile
         self._note(part, seconds.steps)
-        return state, info, seconds
+        return hosts.gather(state), info, seconds
 
     def _note(self, part: str, seconds: float) -> None:
         self._parts[part] = seconds
         kept = {"parts": self._parts, "wall": self._total()}
-        checkpoint.write_json(self.folder / "seconds.json", kept)
+        hosts.first(lambda: checkpoint.write_json(self.folder / "seconds.json", kept))
 
     def _total(self) -> float:
         return self._wall + time.perf_counter() - self._began

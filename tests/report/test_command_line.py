@@ -55,6 +55,8 @@ def test_help_lists_every_setting_with_unit_and_default(command):
         "--runs PATH Where run folders are. (default: runs)",
         "--overwrite, --no-overwrite Remove an earlier run of this name and compute it again.",
         "--seed INT Of everything random",
+        "--deterministic, --no-deterministic Same bits from every run on a GPU too",
+        "--distributed {None}|STR One run on several hosts, the same command on each",
         "--victims INT Fresh victims per training set (seeds of the interval). (default: 5)",
         "--eps FLOAT L-infinity radius, pixels in [0, 1]. (default: 0.3)",
         "--epochs INT Of every victim. (default: 20)",
