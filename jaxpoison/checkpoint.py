@@ -5,12 +5,14 @@ SHA-256 of every file and of itself. One without `meta.json` was cut off while b
 does not count; one whose digests differ is damaged. The newest valid one wins.
 """
 
+import errno
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ __all__ = [
     "Seconds",
     "digest",
     "json_text",
+    "replacing",
     "restore",
     "save",
     "sealed",
@@ -74,10 +77,24 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write `value` to `path` in one step: a reader sees the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json_text(value))
+
+
+@contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write under, beside `path`, whose place it takes at the end.
+
+    Raises:
+      OSError: as the system raises it, with the name of `path`; what stood there is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.new")  # a killed writer's is written over
+    try:
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or check.one_line(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -247,9 +264,8 @@ class Book:
         return rows
 
     def _write_metrics(self, rows):
-        temporary = self.folder / ".metrics.jsonl"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self._metrics)
+        with replacing(self._metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _key_and_seconds(notes: dict[str, Any]) -> tuple[Any, Seconds]:
@@ -313,14 +329,29 @@ def _shapes(state: PyTree) -> dict[str, str]:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Orbax logs a traceback for each of its threads that fails; the error raised says it all."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    """A save that fails prints much about orbax's threads; the error raised says it all.
+
+    Some of them fail only after it was raised, so of a failed save they stay quiet.
+    """
+    logger, before, ignored = logging.getLogger("absl"), threading.excepthook, sys.unraisablehook
+
+    def died(told):
+        if not type(told.thread).__module__.startswith("orbax."):
+            before(told)
+
+    def unraisable(told):
+        if str(told.exc_value) != "Event loop is closed":
+            ignored(told)
+
+    logger.addFilter(_not_orbax)
+    threading.excepthook, sys.unraisablehook = died, unraisable
+    yield
+    threading.excepthook, sys.unraisablehook = before, ignored
+    logger.removeFilter(_not_orbax)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def valid_steps(folder: pathlib.Path) -> list[int]:

@@ -9,6 +9,8 @@ import matplotlib.ticker
 import numpy as np
 from jaxtyping import Num
 
+from jaxpoison import checkpoint
+
 __all__ = ["curves", "grid"]
 
 COLORS = ["#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948"]
@@ -129,6 +131,5 @@ def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
-    temporary.replace(path)
+    with checkpoint.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")

@@ -65,7 +65,8 @@ class RunFolder:
 
     def _is_ours(self) -> bool:
         """Whether a run stands here already; other files are none."""
-        there = {p.name for p in self.path.iterdir()} - {NAME} if self.path.is_dir() else set()
+        there = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
+        there -= {NAME, ".config.json.new"}  # of a run that was killed as it began
         if there and not (self.path / "config.json").is_file():
             raise InputError(f"{self.path} holds other files than a run; choose a --name")
         return bool(there)
