@@ -95,10 +95,12 @@ def assert_same_end(runs, wanted, record):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """(runs, record) of one process with four devices."""
+    """(runs, record) of one process on one device."""
     runs = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return runs, run_here(runs, monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(over, "spread", over.over_restarts)
+        patch.setattr(jp, "over_devices", lambda attack, mesh, num: jp.over_restarts(attack, num))
+        return runs, run_here(runs, patch)
 
 
 def test_two_hosts_end_as_one_and_write_one_folder(alone, tmp_path, monkeypatch):
@@ -113,7 +115,7 @@ def test_two_hosts_end_as_one_and_write_one_folder(alone, tmp_path, monkeypatch)
     assert "craft tap" in errors  # the bar; of the second host nothing is seen
     assert "worse" not in silent and "craft tap" not in other
 
-    # One process reads what two have written, in the middle of the attack.
+    # One process with four devices reads what two have written, in the middle of the attack.
     again = tmp_path / "again"
     shutil.copytree(tmp_path / FOLDER, again / FOLDER)
     (again / FOLDER / "result.json").unlink()
@@ -122,14 +124,6 @@ def test_two_hosts_end_as_one_and_write_one_folder(alone, tmp_path, monkeypatch)
     assert checkpoint.valid_steps(again / FOLDER / "craft/tap/checkpoints") == [8]
     assert run_here(again, monkeypatch)["arms"] == record["arms"]
     assert_same_end(again, wanted, record)
-
-
-def test_one_device_ends_as_four(alone, tmp_path, monkeypatch):
-    wanted, record = alone
-    monkeypatch.setattr(over, "spread", over.over_restarts)
-    monkeypatch.setattr(jp, "over_devices", lambda attack, mesh, num: jp.over_restarts(attack, num))
-    assert hosts_job.main(hosts_job.Config(runs=tmp_path))["arms"] == record["arms"]
-    assert images(tmp_path) == images(wanted)
 
 
 @pytest.mark.slow

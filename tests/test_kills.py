@@ -23,8 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def work(runs, cache):
-    """The study of `hosts_job` on one device, in a process of its own."""
-    from jaxpoison import over
+    """The study of `hosts_job`, longer, in a process of its own."""
     from tests.report import hosts_job
 
     log = os.open(runs / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -36,7 +35,6 @@ def work(runs, cache):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     hosts_job.STEPS, hosts_job.SAVE_EVERY = 24, 2
     hosts_job.save_often()
-    assert over.spread is not None
     hosts_job.main(hosts_job.Config(runs=runs))
 
 
