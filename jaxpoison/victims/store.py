@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpoison import check, checkpoint, models
+from jaxpoison import check, checkpoint, hosts, models
 from jaxpoison.data.manifest import as_json, leftovers, versions
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
@@ -122,7 +122,7 @@ def save(
     content = {"schema": SCHEMA} | as_json(dataclasses.asdict(card), CARD)
     with _placed(target) as staging:
         seal = checkpoint.sealed(content)
-        checkpoint.write_json(staging / CARD, seal)
+        hosts.first(lambda: checkpoint.write_json(staging / CARD, seal))
         checkpoint.save(staging, 0, variables, notes={"card": seal["sha256"]})
     return card
 
@@ -239,25 +239,39 @@ def _read(folder: pathlib.Path) -> tuple[Card, str]:
 @contextlib.contextmanager
 def _placed(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to fill beside `target`, renamed to it at the end; on failure nothing stays."""
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.new"
-    missing: list[pathlib.Path] = []
+    staging, made = target, []
     try:
-        if os.path.lexists(target):
-            raise InputError(f"{target} exists; a saved victim is not overwritten")
-        missing = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in leftovers(target, "new"):  # of a killed process
-            shutil.rmtree(left, ignore_errors=True)
-        staging.mkdir()
+        staging, *made = map(pathlib.Path, hosts.first(lambda: _stage(target)))
         yield staging
-        staging.rename(target)
-        missing.clear()
+        hosts.first(lambda: str(staging.rename(target)))
+        made = []
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
         raise InputError(f"cannot write {target}: {check.one_line(error)}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if hosts.is_first() and staging != target:
+            _remove(staging, made)
+
+
+def _stage(target: pathlib.Path) -> list[str]:
+    """Makes the folder to fill and the parents it lacks; their names, innermost first."""
+    if os.path.lexists(target):
+        raise InputError(f"{target} exists; a saved victim is not overwritten")
+    for left in leftovers(target, "new"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.new"
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        staging.mkdir(parents=True)
+    except OSError:
+        _remove(staging, missing)
+        raise
+    return [str(staging), *map(str, missing)]
+
+
+def _remove(staging: pathlib.Path, made: list[pathlib.Path]) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,7 +1,11 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import chex
 import jax
@@ -215,3 +219,46 @@ def test_a_network_without_running_statistics_and_its_compute_dtype(tmp_path):
     wide = jp.models.logistic_regression(SHAPE, CLASSES)
     assert victims.load(tmp_path / "victim", victim=wide).victim is wide
     assert not np.array_equal(logits, victims.logits(wide, variables, image))
+
+
+TWO = """
+import sys
+from jaxpoison import hosts
+address, own, folder = sys.argv[1:]
+hosts.start(distributed=f"{address},2,{own}")
+import jax
+import jaxpoison as jp
+net = jp.models.logistic_regression((8, 8, 1), 3)
+keys = jax.random.split(jax.random.key(0), 4)
+seeds = jax.NamedSharding(jp.device_mesh(), jax.P("restart"))
+spread = jax.jit(jax.vmap(net.init), out_shardings=seeds)(keys)
+assert not jax.tree.leaves(spread)[0].is_fully_addressable
+how = {"network": "logistic_regression", "image_shape": (8, 8, 1), "num_classes": 3}
+jp.victims.save(folder, spread, **how)
+try:
+    jp.victims.save(folder, spread, **how)
+except jp.InputError as error:
+    assert str(error).endswith("exists; a saved victim is not overwritten"), error
+"""
+
+
+def test_two_hosts_save_seeds_spread_over_both_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, "-c", TWO, address]
+    processes = [
+        subprocess.Popen([*words, own, tmp_path / "deep" / "victim"], env=os.environ | flags)
+        for own in ("0", "1")
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["victim"]
+    found = victims.load(tmp_path / "deep" / "victim")
+    expected = jax.jit(jax.vmap(found.victim.init))(jax.random.split(KEY, 4))
+    assert found.card.num == 4
+    chex.assert_trees_all_close(found.variables, expected, rtol=1e-6)
