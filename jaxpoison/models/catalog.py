@@ -50,6 +50,7 @@ FACTORIES = {
         vit_small,
     )
 }
+"""Name to factory: what `create`, and an experiment's `--network`, accept."""
 
 
 def create(name: str, image_shape: Sequence[int], num_classes: int = 10, **options: Any) -> Victim:

@@ -172,7 +172,7 @@ def _resnet(
 class ResNet(nn.Module):
     """See `resnet18`; `blocks` of the class `block` per stage, strides 1, 2, 2, ...
 
-    The blocks of a stage but its first are repeated (`repeat.repeat`): scanned in the long stages
+    The blocks of a stage but its first are repeated (`models.repeat`): scanned in the long stages
     of ResNet-101 and ResNet-152.
     """
 

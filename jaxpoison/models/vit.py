@@ -15,7 +15,7 @@ from jaxpoison.types import InputError, Victim
 
 __all__ = ["EncoderBlock", "VisionTransformer", "vit_small"]
 
-_normal = nn.initializers.truncated_normal(0.02)
+_normal = nn.initializers.normal(0.02)
 
 
 def vit_small(
@@ -33,9 +33,10 @@ def vit_small(
 ) -> Victim:
     """ViT-S: 21,342,346 parameters with patches of 4 (32x32x3, 10 classes).
 
-    22,050,664 with `patch=16` on 224x224x3 and 1000 classes, the published ViT-S/16. Linear map of
-    the patches, class token, learned positions; `depth` blocks x + attention(LN x), then
-    x + MLP(LN x) with 4 `width` GELUs; LN; linear on the class token.
+    22,050,664 with `patch=16` on 224x224x3 and 1000 classes, the published ViT-S/16; `width=768,
+    heads=12, patch=16` is ViT-B/16. Linear map of the patches, class token, learned positions;
+    `depth` blocks x + attention(LN x), then x + MLP(LN x) with 4 `width` GELUs; LN; linear on the
+    class token.
 
     Source: Dosovitskiy et al. 2021, eq. 1-4; sizes of ViT-S in Touvron et al. 2021 (DeiT), table 1.
     Our reference names no configuration for CIFAR: this one has that encoder, patches of 4.
@@ -45,7 +46,7 @@ def vit_small(
       num_classes: L, at least 2.
       patch: side of a patch in pixels: 4 for 32x32 images, 16 for 224x224.
       width: D, numbers per patch, a multiple of `heads`.
-      depth: how many blocks; they are compiled once (`repeat.repeat`).
+      depth: how many blocks; from six on they are compiled once (`models.repeat`).
       heads: of the attention.
       dropout: rate after the positions, the attention and both layers of the MLP; 0 for none.
       dtype: compute dtype; parameters and logits stay float32, as do the softmax of the attention
@@ -54,7 +55,7 @@ def vit_small(
       std: per channel, pixel units, divided by; None for ones.
 
     Returns: a Victim without statistics; it needs a key in train mode if `dropout` is above 0.
-      Weights start truncated normal of scale 0.02, biases at zero. Features are the class token.
+      Weights start normal of standard deviation 0.02, biases at zero. Features are the class token.
     Errors: InputError for a bad argument.
     """
     check.at_least(2, num_classes=num_classes)

@@ -19,6 +19,8 @@ from jaxpoison.types import InputError
 CIFAR, IMAGENET, TINY = (32, 32, 3), (224, 224, 3), (64, 64, 3)
 large = {"stem": "imagenet"}
 
+VIT_B = {"patch": 16, "width": 768, "heads": 12}
+
 # stem; per stage norm1, conv1, norm2, conv2 and, where channels differ, the projection; head
 WRN_10_1 = 9 * 3 * 16 + 2 * 64 + 65 * 10
 WRN_10_1 += sum(
