@@ -7,7 +7,8 @@ JSON is there is skipped, so the same command again goes on where the last one w
 that passes its limit is asked to stop: experiments save themselves and resume. Data are read from
 NAME-SPLIT.npz in --data-dir; where there are none the timings take noise of CIFAR-10's shape.
 Nothing is needed but jax, flax, optax, orbax, numpy and scikit-learn, unless --list says so.
-Without names all parts run, in the order of --list.
+Without names all parts run, in the order of --list. A device that is lent in short turns may be a
+new machine each time: keep --out and --runs, and bring them back.
 """
 
 import argparse
@@ -58,7 +59,10 @@ PARTS: dict[str, Part] = {
     "cifar10_error_minimizing": Part(
         parts.experiment("cifar10_error_minimizing"), 30, "paper scale", SSIM
     ),
-    "cifar10_tap": Part(parts.experiment("cifar10_tap"), 45, "paper scale", SSIM),
+    "cifar10_tap": Part(parts.experiment("cifar10_tap"), 40, "paper scale", SSIM),
+    "cifar10_transfer": Part(
+        parts.experiment("cifar10_transfer"), 360, "paper scale, every network", SSIM
+    ),
 }
 """Every part by name. A new one is a function in `benchmarks.parts` and a row here."""
 

@@ -42,7 +42,7 @@ def measure(*, smoke: bool = False, only: str = "") -> dict[str, Any]:
 
 def _plan(smoke: bool) -> list[tuple[problems.Problem, tuple[int, ...]]]:
     if smoke:
-        return [(problems.small_cnn("avg", (4, 4, 1), 4, (2,)), (1, 2))]
+        return [(problems.small_cnn("avg", (4, 4, 1), 4, (2,)), (2,))]
     return [
         (problems.small_cnn("max", (28, 28, 1), 64, (32, 64, 128)), (1, 5, 20)),
         (problems.resnet18((32, 32, 3), 64), (2, 10)),

@@ -89,6 +89,8 @@ def alternate(
     """
     check.at_least(1, repeats=repeats)
     check.at_least(0, warmup=warmup)
+    names = ", ".join(competitors)
+    print(f"{datetime.datetime.now():%H:%M:%S} {repeats} rounds of: {names}", flush=True)
     wall = {name: [] for name in competitors}
     cpu = {name: [] for name in competitors}
     for turn in range(warmup + repeats):

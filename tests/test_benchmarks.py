@@ -73,7 +73,7 @@ def steps():
     return steps
 
 
-@pytest.mark.parametrize("network", ["max", "avg", "resnet"])
+@pytest.mark.parametrize("network", ["max", "avg", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_training_step_is_that_of_torch(network, steps, quick_compile):
     problem = problems.resnet18((4, 4, 3), 4, 2) if network == "resnet" else tiny_cnn(network)
     learner, batch = problems.training(problem)
@@ -154,12 +154,10 @@ def test_bench_mapping_measures_seeds_arms_and_devices(quick_compile):
 
 
 def test_bench_unroll_shows_what_remat_saves_and_costs(quick_compile):
-    one, two = bench_unroll.measure(smoke=True)["rows"]
-    assert (one["steps"], two["steps"]) == (1, 2)
-    for row in (one, two):
-        assert row["cost"]["remat"]["gflop"] >= row["cost"]["no remat"]["gflop"] > 0
-    outer = 2 * one["cost"]["no remat"]["gflop"] - two["cost"]["no remat"]["gflop"]
-    assert 0 < outer < one["cost"]["no remat"]["gflop"]
+    (row,) = bench_unroll.measure(smoke=True)["rows"]
+    assert row["steps"] == 2
+    assert row["cost"]["remat"]["gflop"] > row["cost"]["no remat"]["gflop"] > 0
+    assert row["cost"]["remat"]["temp_mib"] is not None
 
 
 def test_bench_conv_compares_its_forms(quick_compile):
@@ -183,14 +181,14 @@ def test_operations_are_counted_by_hand():
 
 
 @pytest.mark.parametrize("name", ["epoch_resnet18", "parity_bf16"])
-def test_a_part_writes_its_record(name, tmp_path, quick_compile):
+def test_a_part_writes_its_record(name, tmp_path, quick_compile, monkeypatch):
+    monkeypatch.setattr(bench_step, "ON_ACCELERATOR", bench_step.ON_ACCELERATOR[-1:])
     options = parts.Options(smoke=True, repeats=1)
     content = accelerator.run_part(name, tmp_path, options)
     assert json.loads((tmp_path / f"accelerator_{name}.json").read_text()) == content
     result = content["result"]
     assert result.get("data", "noise") == "noise"
     if name == "epoch_resnet18":
-        assert set(result["precisions"]) == {"float32", "TF32", "bfloat16"}
         epoch = result["precisions"]["bfloat16"]
         assert epoch["mfu"] >= 0 and epoch["images"] == 40 and epoch["seconds"]["median"] > 0
     else:
