@@ -23,14 +23,12 @@ def test_the_pytorch_dataset_reads_a_poison_folder(tmp_path):
     torch = pytest.importorskip("torch", reason="the PyTorch example needs torch")
     (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
     assert len(block.splitlines()) <= 5
-    namespace = {"np": np, "torch": torch}
-    exec(compile(block, "README.md", "exec"), namespace)
     image = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     np.save(tmp_path / "images.npy", image)
     np.save(tmp_path / "labels.npy", np.array([3, 1], np.int32))
-    poison = namespace["Poison"](tmp_path)
-    assert len(poison) == 2
-    batch, label = next(iter(torch.utils.data.DataLoader(poison, batch_size=2)))
+    namespace = {"path": tmp_path}
+    exec(compile(block, "README.md", "exec"), namespace)
+    batch, label = next(iter(torch.utils.data.DataLoader(namespace["dataset"], batch_size=2)))
     assert label.tolist() == [3, 1] and batch.dtype == torch.float32
     np.testing.assert_array_equal(batch.numpy().transpose(0, 2, 3, 1), image / np.float32(255))
 
