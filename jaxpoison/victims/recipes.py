@@ -5,7 +5,11 @@ milestones keep their share of the epochs unless it says otherwise. What its sou
 as in the common CIFAR recipe: SGD, rate 0.1, momentum 0.9, weight decay 5e-4, crop and flip, pixels
 in [0, 1], the last partial batch kept, every epoch shuffled.
 
-Its `normalization` belongs to the network: `create(name, shape, 10, **recipe.normalization)`.
+Its `normalization` belongs to the network: `create(name, shape, 10, **recipe.normalization)`. It is
+that of CIFAR-10 where a preset takes no `data`; for another set give the network that set's own.
+
+The Witches' Brew presets with noisy gradients and with adversarial training are defenses, and not
+here.
 """
 
 import dataclasses
@@ -54,7 +58,10 @@ BRITTLE = ("convnet", "mobilenet", "vgg", "alexnet")
 
 
 def dvae(*, epochs: int = 60) -> Recipe:
-    """Yu et al. 2024: the default victim; `epochs=100` for CIFAR-100 and the ImageNet subset."""
+    """Yu et al. 2024: the default victim; `epochs=100` for CIFAR-100.
+
+    On the ImageNet subset the code crops 224 pixels out of resized photos, which is not offered.
+    """
     return dataclasses.replace(
         _common(epochs, "D-VAE code, CIFAR victim"),
         schedule="cosine",
@@ -76,7 +83,8 @@ def bridgepure(*, epochs: int = 120) -> Recipe:
 def apbench(*, epochs: int = 200) -> Recipe:
     """APBench: x 0.5 at epochs 100, 200 and 300, of however many; 300 epochs for UEraser-Max.
 
-    Its loaders do not shuffle; here every epoch is shuffled.
+    Its loaders do not shuffle; here every epoch is shuffled. The batch is that of the benchmark's
+    settings; its loader of CIFAR takes 128 and drops the last.
     """
     check.at_least(1, epochs=epochs)
     reached = tuple(m for m in (100, 200, 300) if m < epochs)
@@ -90,7 +98,7 @@ def apbench(*, epochs: int = 200) -> Recipe:
 
 
 def cuda(*, epochs: int = 100) -> Recipe:
-    """Sadasivan et al. 2023: x 0.1 whenever 40 % of the epochs have passed, 40 and 80 of 100."""
+    """Sadasivan et al. 2023: x 0.1 at 40 % and 80 % of the epochs, rounded down."""
     recipe = _common(epochs, "CUDA code, final_filter_unlearnable.py")
     return _steps(dataclasses.replace(recipe, batch_size=512, clip_norm=5.0), (2, 5), (4, 5))
 
@@ -106,13 +114,15 @@ def tap_victim(*, epochs: int = 200) -> Recipe:
     return dataclasses.replace(recipe, schedule="cosine", mean=MEAN, std=STD)
 
 
-def tap_surrogate(*, epochs: int = 40, data: str | None = "cifar10") -> Recipe:
+def tap_surrogate(
+    *, epochs: int = 40, network: str = "resnet18", data: str | None = "cifar10"
+) -> Recipe:
     """Fowl et al. 2021: the crafting model of error-maximizing poisons, of clean data; no victim.
 
-    Milestones as the code computes them, 14, 24, 35; `data` as of `witches_brew`.
+    Milestones as the code computes them, 14, 24, 35; arguments as of `witches_brew`.
     """
-    source = "Adversarial poisons code, crafting model"
-    return dataclasses.replace(witches_brew(epochs=epochs, data=data), source=source)
+    recipe = witches_brew(epochs=epochs, network=network, data=data)
+    return dataclasses.replace(recipe, source="Adversarial poisons code, crafting model")
 
 
 def ar(*, epochs: int = 100) -> Recipe:
@@ -132,8 +142,9 @@ def lsp(*, epochs: int = 100) -> Recipe:
 def sep_surrogate(*, epochs: int = 120) -> Recipe:
     """Chen et al. 2023, self-ensemble protection: the crafting run; no victim.
 
-    The rate rises from 0.001 in the first epoch; x 0.1 at 5/8 and 3/4.
+    The rate rises from 0.001 in the first epoch; x 0.1 at 5/8 and 3/4. At least 2 epochs.
     """
+    check.at_least(2, epochs=epochs)
     recipe = _common(epochs, "SEP code, crafting model")
     return _steps(dataclasses.replace(recipe, warmup=1, warmup_rate=1e-3), (5, 8), (3, 4))
 
@@ -150,7 +161,10 @@ def deepconfuse_mnist(*, epochs: int = 2) -> Recipe:
 
 
 def deepconfuse_cifar10(*, epochs: int = 30) -> Recipe:
-    """Feng et al. 2019, CIFAR-10 victims: Adam at 0.0001, horizontal flips."""
+    """Feng et al. 2019, CIFAR-10 victims: Adam at 0.0001, horizontal flips.
+
+    The code trains on 45,000 rows, poisoned anew in every epoch by the generator.
+    """
     source = "DeepConfuse code, CIFAR/test_cifar.py"
     return Recipe(epochs, 256, 1e-4, optimizer="adam", augmentation="flip", source=source)
 
@@ -233,7 +247,8 @@ def witches_brew_fine_tuning(
 ) -> Recipe:
     """`witches_brew` at 0.001 of its rate, for all weights of a pretrained network.
 
-    Its linear transfer, the last layer alone in eval mode, is `witches_brew` itself.
+    Its linear transfer, the last layer alone in eval mode, is `witches_brew` itself. Training here
+    starts from fresh weights and moves all of them: this is the recipe, not yet the scenario.
     """
     recipe = witches_brew(epochs=epochs, network=network, data=data)
     return dataclasses.replace(
@@ -252,7 +267,10 @@ def poisoning_benchmark(*, epochs: int = 200) -> Recipe:
 
 
 def poisoning_benchmark_transfer(*, epochs: int = 40) -> Recipe:
-    """Schwarzschild et al. 2021, transfer: rate 0.01, x 0.1 at 3/4, for the last layer alone."""
+    """Schwarzschild et al. 2021, transfer: rate 0.01, x 0.1 at 3/4, for the last layer alone.
+
+    Training here moves all weights: this is the recipe, not yet the scenario.
+    """
     recipe = dataclasses.replace(
         poisoning_benchmark(epochs=epochs),
         learning_rate=0.01,
