@@ -60,7 +60,7 @@ def main(config: Config) -> dict:
         "error-minimizing": arm(
             jp.attacks.error_minimizing,
             victim,
-            expect=config.expect("below 30: one noise per image", "20 below clean"),
+            expect=config.expect("below 30: one noise per image", "below 30: one noise per image"),
             **em,
         ),
         "error-minimizing-class": arm(
@@ -82,7 +82,7 @@ def main(config: Config) -> dict:
         arms=arms,
         main="error-minimizing",
         clean=config.expect("the reference, 94.7", "the reference, about 48"),
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[
             published("clean", 0.9468, iss),
             published("error-minimizing, sample-wise", 0.2105, iss),

@@ -67,7 +67,7 @@ def main(config: Config) -> dict:
         arms=control(budget) | {"lsp": lsp},
         main="lsp",
         clean=config.expect("the reference, 94.7", "the reference, about 48"),
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[published("clean", 0.9468, iss), published("lsp", 0.1907, iss)],
     )
 

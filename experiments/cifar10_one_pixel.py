@@ -64,7 +64,7 @@ def main(config: Config) -> dict:
         arms=control(budget) | {"one-pixel": one_pixel},
         main="one-pixel",
         clean=config.expect("the reference, 94.7", "the reference, about 48"),
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[
             published("clean", 0.9468, iss),
             published("one-pixel", 0.3655, iss),

@@ -65,14 +65,14 @@ def main(config: Config) -> dict:
         "error-maximizing": arm(
             jp.attacks.error_maximizing,
             surrogate,
-            expect=config.expect("below 25: features of the next class", "below 20"),
+            expect=config.expect("below 25: features of the next class", "below 25"),
             **tap,
         ),
         "error-maximizing-untargeted": arm(
             jp.attacks.error_maximizing,
             surrogate,
             goal="untargeted",
-            expect=config.expect("below 50: away from the label, any class", "below 20"),
+            expect=config.expect("below 50: away from the label, any class", "below 30"),
             **tap,
         ),
     }
@@ -88,7 +88,7 @@ def main(config: Config) -> dict:
         main="error-maximizing",
         clean=config.expect("the reference, 94.7", "the reference, about 48"),
         surrogate=Trainee(surrogate, craft),
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[
             published("clean", 0.9468, iss),
             published("error-maximizing, targeted", 0.0817, iss),

@@ -100,7 +100,7 @@ def main(config: Config) -> dict:
         arms=control(poison.budget) | {name: poison},
         main=name,
         clean="the reference of each victim",
-        accumulate=config.accumulate,
+        **config.memory(),
         published=numbers,
     )
 

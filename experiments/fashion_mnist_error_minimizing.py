@@ -74,7 +74,7 @@ def main(config: Config) -> dict:
         arms=arms,
         main="error-minimizing",
         clean="the reference, about 85",
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[
             published(
                 "sample-wise, CIFAR-10, ResNet-18, eps 8/255 (not this setting)",

@@ -75,7 +75,7 @@ def main(config: Config) -> dict:
         main="error-maximizing",
         clean="the reference, about 85",
         surrogate=Trainee(victim, recipe),
-        accumulate=config.accumulate,
+        **config.memory(),
         published=[
             published(
                 "targeted, CIFAR-10, ResNet-18, eps 8/255 (not this setting)",

@@ -149,6 +149,13 @@ def command(monkeypatch, capsys):
             ["--networks", "--classical"],
             "there are no victims; name at least one",
         ),
+        ("cifar10_lsp", ["--devices", 5], "num = 5 devices; there are 4"),
+        (
+            "cifar10_lsp",
+            ["--devices", 3],
+            "batch_size = 128 cannot be spread evenly over 3 devices of axis 'batch'; it must be a "
+            "multiple of 3",
+        ),
         ("cifar10_lsp", ["--train-images", 0], "train_images = 0; it must be at least 1"),
         ("cifar10_tap", ["--eps", 8], "eps = 8 looks like grey levels; write 8/255"),
     ],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import jax.numpy as jnp
 
-from jaxpoison import check, data, models
+from jaxpoison import check, data, models, over
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.study import StudyConfig
 from jaxpoison.types import Split, Victim
@@ -50,12 +50,14 @@ class ImageConfig(StudyConfig):
     """Networks compute in it; parameters, losses and poisons are float32 always."""
     accumulate: int = 1
     """Micro-batches per update of every network, where memory is short."""
+    devices: int = 1
+    """Over which every batch is spread; divides the recipe's batch size."""
 
     def __post_init__(self):
         super().__post_init__()
         numbers = {k: getattr(self, k) for k in ("train_images", "test_images", "epochs")}
         check.at_least(1, **{k: v for k, v in numbers.items() if v is not None})
-        check.at_least(1, accumulate=self.accumulate)
+        check.at_least(1, accumulate=self.accumulate, devices=self.devices)
         check.one_of(("float32", "bfloat16"), dtype=self.dtype)
 
     @classmethod
@@ -63,6 +65,14 @@ class ImageConfig(StudyConfig):
         """Seconds: a linear victim, a few hundred images, one epoch."""
         small: dict[str, Any] = {"train_images": 200, "test_images": 100, "epochs": 1, "victims": 2}
         return cls(**small | options)
+
+    def memory(self) -> dict[str, Any]:
+        """How batches are laid out, as `main_job` takes it: `accumulate` and `mesh`.
+
+        Raises: InputError for more devices than there are.
+        """
+        mesh = None if self.devices == 1 else over.device_mesh(self.devices, axis="batch")
+        return {"accumulate": self.accumulate, "mesh": mesh}
 
     def load(self, name: str) -> tuple[dict[str, Any], Split]:
         """The first images of both splits of `name`.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxpoison import over
 from jaxpoison.data.verification import fingerprint
@@ -33,6 +34,7 @@ def main_job(
     published: list[dict[str, Any]] | None = None,
     chunk: int | None = 1,
     accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Clean training set and all arms, `config.victims` fresh victims each; resumes on its own.
 
@@ -55,6 +57,7 @@ def main_job(
       chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions,
         which are then spread over all devices.
       accumulate: micro-batches per update of victims and surrogate, see `victims.learner`.
+      mesh: spreads every batch of theirs over its axis "batch", see `victims.training`.
 
     Returns: the record, also in result.json.
     Raises: NonFiniteError as in `run_chunks`; InputError as in `Study`, and for unsound data, a
@@ -74,6 +77,7 @@ def main_job(
         published=published,
         chunk=chunk,
         accumulate=accumulate,
+        mesh=mesh,
         facts={"parameters": num_params(victim), "recipe": dataclasses.asdict(recipe)},
     )
 
@@ -90,6 +94,7 @@ def transfer_job(
     clean: str = "the reference",
     published: list[dict[str, Any]] | None = None,
     accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """`main_job` for many victims: the same training sets, every victim on each of them.
 
@@ -107,6 +112,7 @@ def transfer_job(
       clean: as there.
       published: as there.
       accumulate: as there.
+      mesh: as there.
 
     Raises: as `main_job`; InputError for no victims.
     """
@@ -131,6 +137,7 @@ def transfer_job(
         published=published,
         chunk=1,
         accumulate=accumulate,
+        mesh=mesh,
         facts={"networks": networks, "classical": others},
     )
 
@@ -149,6 +156,7 @@ def _job(
     published: list[dict[str, Any]] | None,
     chunk: int | None,
     accumulate: int,
+    mesh: Mesh | None,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Check everything; then craft one training set after another and judge every victim on it."""
@@ -163,7 +171,7 @@ def _job(
     index = rows(rows_key, config, train, arms)
 
     def training(one):
-        return victim_training(one.victim, one.recipe, num, accumulate=accumulate)
+        return victim_training(one.victim, one.recipe, num, accumulate=accumulate, mesh=mesh)
 
     trainings = {
         name: over.spread(training(one), config.victims, chunk=chunk)

@@ -27,7 +27,7 @@ def split():
     return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
 
 
-def run(runs, *, data=None, num_steps=1, **options):
+def run(runs, *, data=None, num_steps=1, mesh=None, **options):
     """The record of clean data and noise on half of it, two victims each, after a surrogate."""
     noise = arm(
         jp.attacks.random_noise,
@@ -48,6 +48,7 @@ def run(runs, *, data=None, num_steps=1, **options):
         arms={"random-noise": noise},
         main="random-noise",
         surrogate=Trainee(victim, recipes.small(epochs=1, batch_size=16)),
+        mesh=mesh,
         published=[published("clean", 0.5, "nobody, table 1")],
     )
 

@@ -1,5 +1,7 @@
 """The main job in one call: what binds a run folder, what is refused before work, craft seeds."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -205,3 +207,20 @@ def test_more_arms_and_more_attack_keys_trace_nothing_again(tmp_path):
     assert min(one.values()) > 0
     assert run("several", "a", "b", "c") == one
     assert run("keys", "a", craft_seeds=3) == one
+
+
+def test_a_mesh_spreads_the_batches_of_victims_and_surrogate(finished, tmp_path, monkeypatch):
+    module = importlib.import_module("jaxpoison.report.main_job")
+    meshes, train = [], module.victim_training
+
+    def spy(*args, **options):
+        meshes.append(options["mesh"])
+        return train(*args, **options)
+
+    monkeypatch.setattr(module, "victim_training", spy)
+    mesh = jp.device_mesh(2, axis="batch")
+    record = small_job.run(tmp_path, mesh=mesh)
+    assert meshes == [mesh, mesh]
+    for name, entry in finished[1]["arms"].items():
+        spread = record["arms"][name]["curve"]
+        np.testing.assert_allclose(spread, entry["curve"], atol=2 / 48)
