@@ -61,7 +61,9 @@ def mobilenet_v2(
       std: per channel, pixel units, divided by; None for ones.
 
     Returns: a Victim. Convolutions start He normal (fan-out), the linear layer uniform in
-      +-1/sqrt(fan_in). On CPU depthwise convolutions are sums of shifted products.
+      +-1/sqrt(fan_in). On CPU depthwise convolutions are sums of shifted products, which
+      XLA may add up in another order in another program: members on devices equal members in a
+      row to rounding there, not to the bit.
     Errors: InputError for a bad argument.
     """
     check.at_least(2, num_classes=num_classes)
