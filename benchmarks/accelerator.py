@@ -99,10 +99,10 @@ def run_part(name: str, out: pathlib.Path, options: parts.Options) -> dict[str, 
     for module, wheel in part.needs.items():
         if importlib.util.find_spec(module) is None:
             raise InputError(f"{name} needs {module}: carry the wheel of {wheel}")
-    content = harness.record(f"accelerator_{name}", {}, [], smoke=options.smoke)
-    content["settings"] = options.settings()
+    result = part.run(options)  # before anything claims the device: a part may start processes
+    content = harness.record(f"accelerator_{name}", options.settings(), [], smoke=options.smoke)
     del content["rows"]
-    content["result"] = part.run(options)
+    content["result"] = result
     harness.write(out, f"accelerator_{name}", content)
     return content
 
