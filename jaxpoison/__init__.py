@@ -1,8 +1,8 @@
 """Published data-poisoning attacks and the defenses against them, as pure functions in JAX."""
 
-from jaxpoison import attacks, check, data, hypergrad, models, perturb, tree, victims
+from jaxpoison import attacks, check, data, hosts, hypergrad, models, perturb, tree, victims
 from jaxpoison.loops import NonFiniteError, run, run_chunks
-from jaxpoison.over import best_of, device_mesh, over_devices, over_ensemble, over_restarts
+from jaxpoison.over import best_of, device_mesh, over_devices, over_ensemble, over_restarts, spread
 from jaxpoison.types import (
     Attack,
     Batch,
@@ -43,6 +43,7 @@ __all__ = [
     "check",
     "data",
     "device_mesh",
+    "hosts",
     "hypergrad",
     "models",
     "over_devices",
@@ -51,6 +52,7 @@ __all__ = [
     "perturb",
     "run",
     "run_chunks",
+    "spread",
     "tree",
     "victims",
 ]

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax._src import xla_bridge  # the public API cannot ask whether a backend has started
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpoison import check
 from jaxpoison.types import InputError
@@ -147,12 +148,14 @@ def check_same(what: str, value: Any) -> None:
 
 def fetch(values: Any) -> Any:
     """A pytree of arrays as numpy arrays, whole on every process, wherever their parts are."""
-
-    def one(x):
-        whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-        return jax.device_get(x) if whole else multihost_utils.process_allgather(x, tiled=True)
-
-    return jax.tree.map(one, values)
+    leaves, tree = jax.tree.flatten(values)
+    apart = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not _is_whole(x)]
+    if apart:
+        everywhere = NamedSharding(leaves[apart[0]].sharding.mesh, PartitionSpec())
+        whole = jax.jit(_as_they_are, out_shardings=everywhere)([leaves[i] for i in apart])
+        for i, x in zip(apart, whole, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(tree, jax.device_get(leaves))
 
 
 def gather(values: Any) -> Any:
@@ -161,18 +164,17 @@ def gather(values: Any) -> Any:
     Parts of spread arrays are brought together; of others the first process's count, lest unequal
     machines go on from unequal last bits.
     """
-
-    def one(x):
-        if not x.is_fully_addressable or len(x.sharding.device_set) > 1:
-            return jax.device_put(fetch(x))
-        if jax.process_count() == 1:
-            return x
-        own = np.asarray(x)
-        raw = multihost_utils.broadcast_one_to_all(np.frombuffer(own.tobytes(), np.uint8))
-        there = np.frombuffer(np.asarray(raw).tobytes(), own.dtype).reshape(own.shape)
-        return jax.device_put(there)
-
-    return jax.tree.map(one, values)
+    if jax.process_count() == 1:
+        return jax.tree.map(
+            lambda x: x if len(x.sharding.device_set) == 1 else jax.device_put(fetch(x)), values
+        )
+    leaves, tree = jax.tree.flatten(fetch(values))
+    text = b"".join(x.tobytes() for x in leaves)
+    text = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    ends = np.cumsum([x.nbytes for x in leaves])
+    parts = [np.asarray(text)[end - x.nbytes : end] for x, end in zip(leaves, ends, strict=True)]
+    there = [part.view(x.dtype).reshape(x.shape) for x, part in zip(leaves, parts, strict=True)]
+    return jax.device_put(jax.tree.unflatten(tree, there))
 
 
 def put(x: Any, sharding: Any) -> jax.Array:
@@ -190,6 +192,14 @@ def leave() -> None:
     """Part from the other processes, who do the same; before an end that runs no exit handlers."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
+
+
+def _is_whole(x: jax.Array) -> bool:
+    return x.is_fully_addressable or x.is_fully_replicated
+
+
+def _as_they_are(values: list[jax.Array]) -> list[jax.Array]:
+    return values
 
 
 def _make_deterministic() -> None:
