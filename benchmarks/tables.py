@@ -73,13 +73,19 @@ def _step(record: dict[str, Any]) -> list[str]:
 
 
 def _conv(record: dict[str, Any]) -> list[str]:
-    rows = ["| work | other form | wall, library / other | CPU, library / other | library, ms |"]
+    """One table per set of forms; cells are library / form, CPU and wall."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in record["rows"]:
-        ours = row["times"]["library"]["wall_ms"]["median"]
-        for other in row["ratio"]:
-            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
-            rows.append(f"| {row['work']} | {other} | {ratios} | {ours:.1f} |")
-    return _ruled(rows)
+        groups.setdefault(tuple(row["ratio"]), []).append(row)
+    lines = []
+    for forms, rows in groups.items():
+        table = [f"| library / other form, CPU (wall) | {' | '.join(forms)} |"]
+        for row in rows:
+            medians = [(row["cpu_ratio"][f]["median"], row["ratio"][f]["median"]) for f in forms]
+            cells = " | ".join(f"{cpu:.2f} ({wall:.2f})" for cpu, wall in medians)
+            table.append(f"| {row['work']} | {cells} |")
+        lines += [*([""] if lines else []), *_ruled(table)]
+    return lines
 
 
 def _mapping(record: dict[str, Any]) -> list[str]:
