@@ -1,14 +1,17 @@
-"""Twenty times `kill -9` at a random moment of crafting or training: twenty identical ends.
+"""Twenty times `kill -9` at a random moment, and SIGTERM at each stage: always the same end.
 
 python -m pytest -m slow tests/test_kills.py -s
 """
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import pathlib
 import random
+import signal
+import threading
 import time
 
 import jax
@@ -22,7 +25,42 @@ PARTS = ("craft/surrogate", "craft/tap", "victims/clean", "victims/tap")
 pytestmark = pytest.mark.slow
 
 
-def work(runs, cache):
+STAGES = {  # where the code is, and what it works on then
+    "before compiling": ("loops._init", ""),
+    "while compiling": ("loops._chunk", ""),
+    "while stepping": ("checkpoint.Book._append", "craft/tap"),
+    "while saving": ("checkpoint.ocp.save", "craft/tap"),
+    "before writing the poison": ("data.folder._fill", ""),
+    "after writing the poison": ("data.folder.check_file", ""),
+    "while judging": ("report.study.judge", ""),
+    "while drawing": ("report.figures._save", ""),
+    "while writing the record": ("checkpoint.write_json", "result.json"),
+    "while writing the page": ("report.page.write_run", ""),
+}
+
+
+def terminate_at(stage):
+    """SIGTERM, when the code of the stage is reached; while compiling, a moment later."""
+    path, part = STAGES[stage]
+    *owner, name = f"jaxpoison.{path}".split(".")
+    place = importlib.import_module("jaxpoison")
+    for word in owner[1:]:
+        place = getattr(place, word)
+    function = getattr(place, name)
+
+    def reached(*args, **options):
+        if part in str(getattr(args[0], "folder", args[0])):
+            delay = 0.02 if stage == "while compiling" else 0.0
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+            if not delay:
+                timer.join()
+        return function(*args, **options)
+
+    setattr(place, name, reached)
+
+
+def work(runs, cache, stage=None):
     """The study of `hosts_job`, longer, in a process of its own."""
     from tests.report import hosts_job
 
@@ -35,6 +73,8 @@ def work(runs, cache):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     hosts_job.STEPS, hosts_job.SAVE_EVERY = 24, 2
     hosts_job.save_often()
+    if stage is not None:
+        terminate_at(stage)
     hosts_job.main(hosts_job.Config(runs=runs))
 
 
@@ -45,8 +85,8 @@ def launch(tmp_path_factory):
     server.set_forkserver_preload(["tests.report.hosts_job"])
     cache = str(tmp_path_factory.mktemp("cache"))
 
-    def start(runs):
-        process = server.Process(target=work, args=(runs, cache))
+    def start(runs, stage=None):
+        process = server.Process(target=work, args=(runs, cache, stage))
         process.start()
         return process
 
@@ -116,3 +156,19 @@ def test_twenty_kills_at_random_moments_are_twenty_identical_ends(launch, tmp_pa
         finished(runs, launch(runs))
         assert end(runs) == wanted
         print(f"kill {kills:2} after {after:5.2f} s, steps {steps}, {written}: {end(runs)[:16]}")
+
+
+def test_sigterm_at_each_stage_stops_and_the_same_command_goes_on(launch, tmp_path):
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    finished(tmp_path / "whole", launch(tmp_path / "whole"))
+    runs = tmp_path / "stopped"
+    for stage in STAGES:
+        process = launch(runs, stage)
+        process.join(300)
+        assert process.exitcode == -signal.SIGTERM, (stage, (runs / "log").read_text()[-2000:])
+        print(f"SIGTERM {stage}, steps {reached(runs)[0]}, {reached(runs)[1]}")
+    finished(runs, launch(runs))
+    assert end(runs) == end(tmp_path / "whole")
+    log = (runs / "log").read_text()
+    assert "stopped by SIGTERM after step" in log and "Traceback" not in log
