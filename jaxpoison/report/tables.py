@@ -52,14 +52,12 @@ def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | Non
 def table(record: dict[str, Any]) -> Table:
     """One row per training set: final and peak accuracy, targeted success, seconds of its steps.
 
-    Where there are several victims, their rows stand together under the name of each.
+    Where there are several victims, their rows stand together under a line with the name of each.
     """
     arms = record["arms"]
     targeted = any("success_rate" in a for a in arms.values())
-    several = any("victim" in a for a in arms.values())
     result = Table(box=box.SIMPLE_HEAD)
-    for name in (["victim"] if several else []) + ["training set"]:
-        result.add_column(name, no_wrap=True)
+    result.add_column("training set", no_wrap=True)
     for name in ["final", "peak"] + (["success"] if targeted else []):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("s", justify="right", no_wrap=True)
@@ -69,9 +67,11 @@ def table(record: dict[str, Any]) -> Table:
         cells = [percent(entry["final_accuracy"]), percent(entry["peak_accuracy"])]
         if targeted:
             cells.append(percent(entry["success_rate"]) if "success_rate" in entry else "")
-        first = [Text(victim if victim != last else "")] if several else []
-        last = victim
-        result.add_row(*first, Text(attack), *cells, f"{seconds(record, name):.1f}")
+        if victim and victim != last:
+            result.add_row(Text(f"{victim}:"))
+            last = victim
+        set_name = f"  {attack}" if victim else attack
+        result.add_row(Text(set_name), *cells, f"{seconds(record, name):.1f}")
     return result
 
 

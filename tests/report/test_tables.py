@@ -130,6 +130,20 @@ def test_markdown_has_a_row_per_victim_and_attack_and_says_small():
     assert victims == sorted(victims) or victims == sorted(victims, reverse=True)
 
 
+def test_the_table_of_several_victims_names_each_once():
+    arms = {
+        f"{victim}/{kind}": record.arm(judgment(0.9), expect=f"{kind} text", victim=victim)
+        for kind in ("clean", "lsp")
+        for victim in ("a", "b")
+    }
+    lines = text_of(arms).splitlines()
+    assert [line.split() for line in lines[4:10]] == [
+        ["a:"], ["clean", "90.0", "90.0", "0.0"], ["lsp", "90.0", "90.0", "0.0"],
+        ["b:"], ["clean", "90.0", "90.0", "0.0"], ["lsp", "90.0", "90.0", "0.0"],
+    ]  # fmt: skip
+    assert sum("lsp text" in line for line in lines) == 1
+
+
 def test_names_in_brackets_are_not_styles():
     text = text_of({"[red]a": record.arm(judgment(0.9), expect="[bold]b")})
     assert "[red]a" in text and "[bold]b" in text
