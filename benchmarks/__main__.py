@@ -2,7 +2,8 @@
 
     python -m benchmarks [--repeats 12] [--smoke --out DIR]
 
-Under eight minutes on two quiet cores. The order: steps, mappings, convolution forms, unrolling.
+About eight minutes on two quiet cores, estimated. The order: steps, mappings, convolution forms,
+unrolling.
 """
 
 from benchmarks import bench_conv, bench_mapping, bench_step, bench_unroll, harness, tables
