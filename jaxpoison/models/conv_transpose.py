@@ -58,5 +58,6 @@ class ConvTranspose(nn.Module):
                 lambda key, n: jax.random.uniform(key, n, minval=-bound, maxval=bound),
                 (self.features,),
             )
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            wide = jnp.promote_types(self.dtype, jnp.float32)  # the bias's gradient is a long sum
+            y = (y + bias.astype(wide).reshape(1, 1, 1, -1)).astype(self.dtype)
         return y

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import avg_pool, conv, dense, flatten, max_pool
+from jaxpoison.models.layers import avg_pool, conv, flatten, logits, max_pool
 from jaxpoison.types import Victim
 
 __all__ = ["ConvNet", "SmallCNN", "convnet", "small_cnn"]
@@ -95,7 +95,7 @@ class SmallCNN(nn.Module):
             x = avg_pool(nn.relu(conv(x, width, 3, padding=1, dtype=self.dtype)), 2)
         x = flatten(x)
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype)
+        return logits(x, self.num_classes, dtype=self.dtype)
 
 
 class ConvNet(nn.Module):
@@ -116,4 +116,4 @@ class ConvNet(nn.Module):
         x = nn.relu(conv(x, 4 * self.width, 3, padding=1, dtype=self.dtype))
         x = flatten(max_pool(x, 3))
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype)
+        return logits(x, self.num_classes, dtype=self.dtype)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import avg_pool, batch_norm, conv, dense, he_fan_in
+from jaxpoison.models.layers import avg_pool, batch_norm, conv, global_mean, he_fan_in, logits
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import Victim
 
@@ -110,6 +110,6 @@ class DenseNet(nn.Module):
                 y = layer(y, self.growth, 3, padding=1, name=f"{name}_conv2")
                 x = jnp.concatenate([x, y], axis=-1)
         x = nn.relu(norm(x, name="norm_last"))
-        x = jnp.mean(x, axis=(1, 2))
+        x = global_mean(x)
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, dtype=self.dtype, name="linear")

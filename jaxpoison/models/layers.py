@@ -2,6 +2,8 @@
 
 The functions are called inside a module's `nn.compact` method, as flax's own layers are.
 Initialization: weights and biases uniform in +-1/sqrt(fan_in), unless an argument says otherwise.
+A compute dtype below float32 is that of the operands and results of convolutions and dense layers:
+biases are added, means taken and logits given in float32, and so are the sums of their derivatives.
 """
 
 import functools
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 from jax import lax
 from jaxtyping import Array, Float
@@ -25,8 +28,10 @@ __all__ = [
     "dense",
     "depthwise_conv",
     "flatten",
+    "global_mean",
     "he_fan_in",
     "he_fan_out",
+    "logits",
     "max_pool",
     "uniform_fan_in",
 ]
@@ -61,10 +66,11 @@ def conv(
         kernel_init=kernel_init,
         bias_init=_uniform_bias(kernel * kernel * x.shape[-1]),
         dtype=dtype,
+        promote_dtype=_wide_bias,
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
-    return layer(x)
+    return layer(x).astype(dtype)
 
 
 def depthwise_conv(
@@ -123,19 +129,22 @@ def conv_norm(
 
 
 def dense(
-    x: Float[Array, "n d"],
-    features: int,
-    *,
-    zero_bias: bool = False,
-    dtype: Any = jnp.float32,
-    name: str | None = None,
-) -> Float[Array, "n o"]:
-    """X W + b. Init: uniform +-1/sqrt(D) for W, and for b unless `zero_bias`."""
-    bias_init = nn.initializers.zeros if zero_bias else _uniform_bias(x.shape[-1])
-    layer = nn.Dense(
-        features, kernel_init=uniform_fan_in, bias_init=bias_init, dtype=dtype, name=name
-    )
-    return layer(x)
+    x: Float[Array, "*n d"], features: int, *, dtype: Any = jnp.float32, **options: Any
+) -> Float[Array, "*n o"]:
+    """X W + b in `dtype`; `options` as in `logits`."""
+    return _dense(x, features, lax.dot_general, dtype=dtype, **options).astype(dtype)
+
+
+def logits(
+    x: Float[Array, "n d"], num_classes: int, *, dtype: Any = jnp.float32, **options: Any
+) -> Float[Array, "n l"]:
+    """Z = X W + b, the last layer: x and W rounded to `dtype`, sums and z at least float32.
+
+    Options: `zero_bias` (False), `kernel_init` (uniform +-1/sqrt(D)), `name`. Init of b: uniform
+    +-1/sqrt(D) unless `zero_bias`.
+    """
+    product = functools.partial(lax.dot_general, preferred_element_type=_wide(dtype))
+    return _dense(x, num_classes, product, dtype=dtype, **options)
 
 
 def batch_norm(
@@ -151,6 +160,11 @@ def batch_norm(
 def flatten(x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
     """[N, ...] -> [N, D], the last axis fastest."""
     return x.reshape(x.shape[0], -1)
+
+
+def global_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+    """Mean over the image, at least float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=_wide(x.dtype))
 
 
 def max_pool(
@@ -184,7 +198,8 @@ def avg_pool(
     x: Float[Array, "n h w c"], window: int, *, stride: int | None = None
 ) -> Float[Array, "n y z c"]:
     """Mean over square windows, n -> floor((n - window) / stride) + 1; stride = window if None."""
-    return functools.reduce(jnp.add, _window_slices(x, window, stride or window)) / window**2
+    parts = _window_slices(x.astype(_wide(x.dtype)), window, stride or window)
+    return (functools.reduce(jnp.add, parts) / window**2).astype(x.dtype)
 
 
 def _window_slices(x: Array, window: int, stride: int) -> list[Array]:
@@ -196,6 +211,39 @@ def _window_slices(x: Array, window: int, stride: int) -> list[Array]:
         for i in range(window)
         for j in range(window)
     ]
+
+
+def _dense(
+    x: Array,
+    features: int,
+    product: Callable[..., Array],
+    *,
+    zero_bias: bool = False,
+    kernel_init: Initializer = uniform_fan_in,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> Array:
+    layer = nn.Dense(
+        features,
+        kernel_init=kernel_init,
+        bias_init=nn.initializers.zeros if zero_bias else _uniform_bias(x.shape[-1]),
+        dtype=dtype,
+        promote_dtype=_wide_bias,
+        dot_general=product,
+        name=name,
+    )
+    return layer(x)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _wide_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Flax's promotion of (x, kernel, bias) but for the bias, whose sums stay at least float32."""
+    *operands, bias = args
+    wide = None if bias is None else bias.astype(_wide(dtype))
+    return [*promote_dtype(*operands, dtype=dtype, inexact=inexact), wide]
 
 
 def _uniform_bias(fan_in: int) -> Callable[..., Array]:

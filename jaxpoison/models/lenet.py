@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import avg_pool, batch_norm, conv, dense, flatten
+from jaxpoison.models.layers import avg_pool, batch_norm, conv, dense, flatten, logits
 from jaxpoison.types import Victim
 
 __all__ = ["LeNet", "lenet"]
@@ -68,5 +68,5 @@ class LeNet(nn.Module):
         x = dense(flatten(x), self.hidden, dtype=self.dtype)
         x = nn.relu(batch_norm(x, train=train, dtype=self.dtype))
         self.sow("intermediates", "features", x)
-        x = dense(x, self.num_classes, dtype=self.dtype)
-        return batch_norm(x, train=train, dtype=self.dtype)
+        x = logits(x, self.num_classes, dtype=self.dtype)
+        return batch_norm(x, train=train, dtype=x.dtype)

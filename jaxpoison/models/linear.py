@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import batch_norm, dense, flatten
+from jaxpoison.models.layers import batch_norm, dense, flatten, logits
 from jaxpoison.types import Victim
 
 __all__ = ["MLP", "logistic_regression", "mlp"]
@@ -93,5 +93,5 @@ class MLP(nn.Module):
                 x = batch_norm(x, train=train, dtype=self.dtype)
             x = nn.relu(x)
         self.sow("intermediates", "features", x)
-        x = dense(x, self.num_classes, zero_bias=True, dtype=self.dtype)
-        return batch_norm(x, train=train, dtype=self.dtype) if self.batch_norm else x
+        x = logits(x, self.num_classes, zero_bias=True, dtype=self.dtype)
+        return batch_norm(x, train=train, dtype=x.dtype) if self.batch_norm else x

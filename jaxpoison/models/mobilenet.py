@@ -10,7 +10,14 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import batch_norm, conv_norm, dense, depthwise_conv, he_fan_out
+from jaxpoison.models.layers import (
+    batch_norm,
+    conv_norm,
+    depthwise_conv,
+    global_mean,
+    he_fan_out,
+    logits,
+)
 from jaxpoison.types import Victim
 
 __all__ = ["InvertedResidual", "MobileNetV2", "mobilenet_v2"]
@@ -104,10 +111,10 @@ class MobileNetV2(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x, train=train)
         x = act(layer(x, self._channels(1280), 1, name="_last"))
-        x = jnp.mean(x, axis=(1, 2))
+        x = global_mean(x)
         self.sow("intermediates", "features", x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, dtype=self.dtype, name="linear")
 
     def _channels(self, num: int) -> int:
         return max(1, round(num * self.width))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import conv_norm, dense
+from jaxpoison.models.layers import conv_norm, global_mean, logits
 from jaxpoison.models.repeat import repeat
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import Victim
@@ -195,9 +195,9 @@ class ResNet(nn.Module):
             x = block(features, stride, dtype=self.dtype, name=f"{name}1")(x, train=train)
             rest = partial(block, features, dtype=self.dtype)
             x = repeat(rest, num - 1, x, train=train, name=name, first=2)
-        x = jnp.mean(x, axis=(1, 2))
+        x = global_mean(x)
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, dtype=self.dtype, name="linear")
 
 
 class BasicBlock(nn.Module):

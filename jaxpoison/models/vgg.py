@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import batch_norm, conv, dense, flatten, max_pool
+from jaxpoison.models.layers import batch_norm, conv, flatten, global_mean, logits, max_pool
 from jaxpoison.types import Victim
 
 __all__ = ["VGG", "vgg11", "vgg13", "vgg16", "vgg19"]
@@ -131,9 +131,9 @@ class VGG(nn.Module):
                 x = conv(x, factor * self.width, 3, padding=1, dtype=self.dtype)
                 x = nn.relu(batch_norm(x, train=train, dtype=self.dtype))
             x = max_pool(x, 2)
-        x = jnp.mean(x, axis=(1, 2), keepdims=True)
+        x = global_mean(x)[:, None, None]
         if self.bottleneck is not None:
             x = conv(x, self.bottleneck, 1, dtype=self.dtype, name="bottleneck")
         x = flatten(x)
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, dtype=self.dtype, name="linear")

@@ -10,12 +10,14 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
+from jaxpoison.models.layers import dense, logits
 from jaxpoison.models.repeat import repeat
 from jaxpoison.types import InputError, Victim
 
 __all__ = ["EncoderBlock", "VisionTransformer", "vit_small"]
 
 _normal = nn.initializers.normal(0.02)
+_START = {"kernel_init": _normal, "zero_bias": True}
 
 
 def vit_small(
@@ -85,15 +87,16 @@ class VisionTransformer(nn.Module):
         """[B, H, W, C] -> logits [B, L]."""
         x = _dense(_patches(x.astype(self.dtype), self.patch), self.width, self.dtype, "patches")
         token = self.param("class_token", _normal, (1, 1, self.width))
-        token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
+        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width)).astype(x.dtype)
         x = jnp.concatenate([token, x], axis=1)
-        x = x + self.param("positions", _normal, (1, *x.shape[1:])).astype(x.dtype)
+        positions = self.param("positions", _normal, (1, *x.shape[1:]))
+        x = (x + positions).astype(x.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = partial(EncoderBlock, self.heads, self.dropout, self.dtype)
         x = repeat(block, self.depth, x, train=train, name="block")
-        x = _layer_norm(x, self.dtype, "norm_last")[:, 0]
+        x = _layer_norm(x[:, 0], jnp.promote_types(x.dtype, jnp.float32), "norm_last")
         self.sow("intermediates", "features", x)
-        return _dense(x, self.num_classes, self.dtype, "linear")
+        return logits(x, self.num_classes, **_START, dtype=self.dtype, name="linear")
 
 
 class EncoderBlock(nn.Module):
@@ -128,7 +131,7 @@ def _patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b n d"]:
 
 
 def _dense(x: Array, features: int, dtype: Any, name: str) -> Array:
-    return nn.Dense(features, kernel_init=_normal, dtype=dtype, name=name)(x)
+    return dense(x, features, **_START, dtype=dtype, name=name)
 
 
 def _layer_norm(x: Array, dtype: Any, name: str) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import batch_norm, conv, dense, he_fan_in
+from jaxpoison.models.layers import batch_norm, conv, global_mean, he_fan_in, logits
 from jaxpoison.models.repeat import repeat
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import InputError, Victim
@@ -92,9 +92,9 @@ class WideResNet(nn.Module):
             x = block(stride=1 if stage == 0 else 2, name=f"{name}1")(x, train=train)
             x = repeat(block, self.blocks - 1, x, train=train, name=name, first=2)
         x = nn.relu(batch_norm(x, train=train, dtype=self.dtype, name="norm_last"))
-        x = jnp.mean(x, axis=(1, 2))
+        x = global_mean(x)
         self.sow("intermediates", "features", x)
-        return dense(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, dtype=self.dtype, name="linear")
 
 
 class PreActivationBlock(nn.Module):

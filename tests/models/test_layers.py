@@ -1,12 +1,15 @@
-"""Pools: the gradient of a maximum against XLA's windowed reduction, ties, and higher orders."""
+"""Layers: pools against XLA's windowed reduction and by hand; which sums bfloat16 leaves alone."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
-from jaxpoison.models.layers import max_pool
+from jaxpoison.models.layers import avg_pool, conv, dense, global_mean, logits, max_pool
 
 
 def stock(x, window, stride):
@@ -46,3 +49,44 @@ def test_a_derivative_of_the_gradient_of_a_maximum_is_central_differences(x64):
     np.testing.assert_allclose(exact, numeric, atol=1e-8)
     twice = jax.grad(lambda x: jnp.sum(gradient(x) * v))(x)
     np.testing.assert_allclose(twice, exact, atol=1e-12)  # the Hessian is symmetric
+
+
+class One(nn.Module):
+    layer: partial
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layer(x, dtype=jnp.bfloat16, name="one")
+
+
+ONES = {
+    "conv": (partial(conv, features=1, kernel=1), (1001, 1, 1, 2), jnp.bfloat16),
+    "dense": (partial(dense, features=1), (1001, 2), jnp.bfloat16),
+    "logits": (partial(logits, num_classes=1), (1001, 2), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_the_gradient_of_a_bias_is_summed_in_float32(name):
+    layer, shape, dtype = ONES[name]
+    x = jnp.full(shape, 1 + 2**-7, jnp.bfloat16)
+    params = {"one": {"kernel": jnp.full((*(1,) * (len(shape) - 2), 2, 1), 1 + 2**-7)}}
+    params["one"]["bias"] = jnp.full((1,), 2.0**-14)
+
+    def total(params):
+        y = One(layer).apply({"params": params}, x)
+        assert y.dtype == dtype
+        return jnp.sum(y.astype(jnp.float32)), y
+
+    grads, y = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert grads["one"]["bias"] == 1001  # 1000 in bfloat16
+    exact = 2 * (1 + 2**-7) ** 2 + 2**-14
+    assert (y == (exact if dtype == jnp.float32 else jnp.bfloat16(exact))).all()
+
+
+def test_means_are_taken_in_float32():
+    x = jnp.array([256, 1, 1, 2], jnp.bfloat16).reshape(1, 2, 2, 1)
+    assert avg_pool(x, 2).dtype == jnp.bfloat16 and avg_pool(x, 2) == 65  # 64.5 otherwise
+    mean = global_mean(jnp.array([1, 0, 0], jnp.bfloat16).reshape(1, 3, 1, 1))
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, [[1 / 3]], rtol=1e-6)

@@ -65,6 +65,7 @@ def test_float32_is_the_reference_and_bfloat16_trains_near_it(name):
         return jax.grad(loss, (0, 1), has_aux=True)(params, x), narrow.features(variables, x)
 
     ((grads, image_grad), (logits, stats)), features = run(variables.params, x)
+    assert jnp.any(logits != logits.astype(jnp.bfloat16))  # the last sum is not rounded
     assert logits.shape == (6, 3) and features.ndim == 2 and jnp.any(image_grad != 0)
     for leaf in jax.tree.leaves((grads, image_grad, logits, stats, features)):
         assert leaf.dtype == jnp.float32 and jnp.all(jnp.isfinite(leaf))

@@ -2,11 +2,12 @@
 
 The table of the design notes (operands of convolutions rounded, all else float32; 3 convolutions
 without BatchNorm, Fashion-MNIST) has for bfloat16: relative error of g 3e-3 to 5e-3, of B = 1 - cos
-up to 1e-4, cos of d B / d x at least 0.9995, signs of 99.5 % of pixels. Here activations, their
-cotangents and the sums for biases are bfloat16 too, nets are smaller and batches of 64 tiny images,
-which costs a factor of ten. Over two seeds, with and without BatchNorm, after 0, 44 and 352 updates
-g was off by up to 4e-2 (once 8e-2), B by 8e-3, cos at least 0.998 (once 0.992), signs of all pixels
-97.6 %, of those above a thousandth of the largest 98.7 %. The bounds below are for one seed.
+up to 1e-4, cos of d B / d x at least 0.9995, signs of 99.5 % of pixels. Here activations and their
+cotangents are bfloat16 too, nets are smaller and batches of 64 tiny images. Worst over two seeds,
+after 0 and 64 updates, without BatchNorm | with it: g off by 7.9e-3 | 2.7e-2 (most of it in the
+second kernel), B by 2.9e-3 | 1.3e-3, cos 0.9998 | 0.9987, signs of all pixels 99.66 % | 98.5 %, of
+those above a thousandth of the largest 99.85 % | 99.2 %. `BOUNDS` leave those about half as much
+again; biases added in bfloat16, not in float32, miss them without BatchNorm (g 2.3e-2).
 """
 
 import functools
@@ -27,6 +28,8 @@ from jaxpoison.types import Dataset, Split, as_float
 
 FULL, HALF = jnp.float32, jnp.bfloat16
 BATCH = 64
+# with BatchNorm or without: (g, B, cos, signs of all pixels, of large ones)
+BOUNDS = {False: (1.2e-2, 4.5e-3, 0.9995, 0.994, 0.997), True: (4e-2, 4.5e-3, 0.997, 0.977, 0.988)}
 
 
 class Net(nn.Module):
@@ -43,7 +46,7 @@ class Net(nn.Module):
             if self.normed:
                 x = layers.batch_norm(x, train=train, dtype=self.dtype)
             x = layers.avg_pool(nn.relu(x), 2)
-        return layers.dense(layers.flatten(x), 10, dtype=self.dtype)
+        return layers.logits(layers.flatten(x), 10, dtype=self.dtype)
 
 
 @functools.cache
@@ -101,6 +104,7 @@ def target_gradient(victim, params, stats):
 @pytest.mark.parametrize("normed", [False, True])
 def test_gradients_in_bfloat16_are_near_those_in_float32(normed):
     before, after, _ = trained(normed, FULL)
+    far, apart, near, signs, large_signs = BOUNDS[normed]
     for phi in (before, after):
         target = jax.jit(functools.partial(target_gradient, net(normed, FULL)))(*phi.variables)
         full, half = (
@@ -109,13 +113,13 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(normed):
         )
         chex.assert_trees_all_equal_shapes_and_dtypes(full, half)  # float32, as the parameters
         off = jax.tree.map(jnp.subtract, full[0], half[0])
-        assert tree.norm(off) < 6e-2 * tree.norm(full[0])
+        assert tree.norm(off) < far * tree.norm(full[0])
         assert tree.norm(off) > 1e-4 * tree.norm(full[0])  # it is bfloat16 that is looked at
-        assert abs(full[1] - half[1]) < 1e-2
-        assert tree.cosine(full[2], half[2]) > 0.997
+        assert abs(full[1] - half[1]) < apart
+        assert tree.cosine(full[2], half[2]) > near
         same = np.sign(full[2]) == np.sign(half[2])
         large = np.abs(full[2]) > 1e-3 * np.abs(full[2]).max()
-        assert same.mean() > 0.97 and same[large].mean() > 0.98
+        assert same.mean() > signs and same[large].mean() > large_signs
 
 
 @pytest.mark.parametrize("normed", [False, True])
