@@ -162,13 +162,41 @@ FEW_OUTPUTS = 16  # up to here XLA's long sums are fast as they are
 
 
 def _cpu_conv(x, w, *, window, precision):
+    """The convolution as it is fastest on CPU; its derivatives are those of the primitive.
+
+    Second derivatives convolve an image as small as a kernel with a kernel as large as an image.
+    A convolution is symmetric in the two, and costs (outputs) x (size of the kernel): so the larger
+    one is taken as the image.
+    """
+    if math.prod(w.shape[:-2]) <= math.prod(x.shape[1:-1]):
+        return _grouped_conv(x, w, window=window, precision=precision)
+    images, kernels = jnp.moveaxis(w, -1, 0), jnp.moveaxis(x, 0, -1)
+    back = _exchanged(x.shape, w.shape, window)
+    y = _grouped_conv(images, kernels, window=back, precision=precision)
+    return lax.rev(y, tuple(range(1, y.ndim - 1))).swapaxes(0, -1)
+
+
+def _exchanged(x: Sizes, w: Sizes, window: _Window) -> _Window:
+    """The window of image and kernel exchanged; it gives the outputs in reverse order.
+
+    l a = s p + r q - lo of output p, image a, kernel q is r q = s p' + l a - lo' of p' = P - 1 - p
+    and lo' = s (P - 1) - lo.
+    """
+    pads = []
+    axes = zip(x[1:-1], w[:-2], _output_size(x, w, window), *window, strict=True)
+    for n, k, outputs, s, (lo, _), d, r in axes:
+        low = s * (outputs - 1) - lo
+        pads.append((low, s * (outputs - 1) + _dilated(n, d) - _dilated(k, r) - low))
+    return _Window(window.strides, tuple(pads), window.rhs_dilation, window.lhs_dilation)
+
+
+def _grouped_conv(x, w, *, window, precision):
     """The convolution, in groups of input channels where that is faster on CPU.
 
     The gradient in w is a convolution whose "channels" are the batch and whose kernel is as large
     as the image: sums of N Y Y' products, up to 10^5 where the layers of a network are wide in
     space. XLA is slow on sums that long; a loop over groups of images, each with a sum of about
-    `LONGEST_SUM` products, takes a quarter to a half of the time (benchmarks/bench_conv.py). The
-    derivatives are those of the primitive: this is only how it is computed.
+    `LONGEST_SUM` products, takes a quarter to a half of the time (benchmarks/bench_conv.py).
     """
     size = _group_size(x.shape, w.shape, window)
     channels = x.shape[-1]

@@ -89,6 +89,21 @@ def weight_gradient(x, w):
     return jax.grad(lambda w: jnp.sum(jnp.sin(conv_general_dilated(x, w, (1, 1), "SAME"))))(w)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [  # kernels larger than the image; outputs that leave a rest; every dilation
+        ((3, 3), (8, 8), (1, 1), [(7, 7), (7, 7)], (1, 1), (1, 1)),
+        ((2, 3), (7, 4), (2, 3), [(6, 5), (3, 4)], (1, 1), (1, 1)),
+        ((3, 2), (5, 6), (1, 2), [(9, 8), (4, 9)], (2, 3), (1, 1)),
+        ((2, 4), (6, 5), (3, 1), [(12, 10), (8, 9)], (1, 2), (2, 3)),
+    ],
+)
+def test_image_and_kernel_exchange_places_when_the_kernel_is_larger(case, x64):
+    image, kernel, *window = case
+    x, w = arrays(image, kernel, dtype=np.float64)
+    close(conv_general_dilated(x, w, *window), plain(x, w, *window), rtol=1e-12)
+
+
 def test_only_long_sums_for_several_outputs_are_split():
     def loops(num, size, outputs):
         x = jax.ShapeDtypeStruct((num, size, size, 3), jnp.float32)
@@ -288,8 +303,8 @@ def small_net(conv, params, x):
     return y.mean((1, 2)) @ params["linear"]
 
 
-def odd_convolutions(conv):
-    """What is not canonical in: a training step in a scan, differentiated again by the images."""
+def convolutions(conv):
+    """The lowered ones of a training step in a scan, differentiated again by the images."""
     params = {"first": jnp.ones((3, 3, 1, 4)), "second": jnp.ones((3, 3, 4, 6))}
     params["linear"] = jnp.ones((6, 3))
     x = jnp.ones((2, 8, 8, 1))
@@ -312,12 +327,29 @@ def odd_convolutions(conv):
     text = jax.jit(lambda x: lax.map(crafted, x)).lower(x[None]).as_text()
     lines = re.findall(r"stablehlo\.convolution.*", text)
     assert len(lines) > 20 and "stablehlo.while" in text
+    return lines
+
+
+def odd_convolutions(conv):
+    """Those that are not canonical."""
+    lines = convolutions(conv)
     groups = [re.search(r"feature_group_count = (\d+)", line).group(1) for line in lines]
     return [a for a, g in zip(lines, groups, strict=True) if CANONICAL not in a or g != "1"]
 
 
 def test_twice_differentiated_training_in_a_scan_is_canonical_throughout():
     assert not odd_convolutions(conv_general_dilated)
+
+
+def test_no_kernel_of_a_second_derivative_is_larger_than_its_image():
+    def areas(line):
+        shapes = re.findall(r"tensor<([\dx]+)xf32>", line)[:2]
+        (_, height, width, _), (tall, wide, *_) = (map(int, s.split("x")) for s in shapes)
+        return height * width, tall * wide
+
+    sizes = [areas(line) for line in convolutions(conv_general_dilated)]
+    assert all(kernel <= image for image, kernel in sizes)
+    assert any(kernel > image for image, kernel in map(areas, convolutions(plain)))
 
 
 def test_it_is_canonical_in_groups_too(grouped):
