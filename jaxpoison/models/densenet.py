@@ -10,7 +10,15 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import avg_pool, batch_norm, conv, global_mean, he_fan_in, logits
+from jaxpoison.models.layers import (
+    avg_pool,
+    batch_norm,
+    conv,
+    global_mean,
+    he_fan_in,
+    logits,
+    uniform_fan_in,
+)
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import Victim
 
@@ -50,8 +58,8 @@ def densenet121(
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
 
-    Returns: a Victim. Convolutions start He normal (fan-in), the linear layer uniform in
-      +-1/sqrt(fan_in).
+    Returns: a Victim. Weights and biases start uniform in +-1/sqrt(fan_in), as in that code, but
+      convolutions of the two forms for larger images He normal (fan-in).
     Errors: InputError for a bad argument.
     """
     check.at_least(2, num_classes=num_classes)
@@ -91,12 +99,14 @@ class DenseNet(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b l"]:
         """[B, H, W, C] -> logits [B, L]."""
         norm = partial(batch_norm, train=train, dtype=self.dtype)
-        layer = partial(conv, use_bias=False, kernel_init=he_fan_in, dtype=self.dtype)
+        init = uniform_fan_in if self.stem == "cifar" else he_fan_in
+        layer = partial(conv, use_bias=False, kernel_init=init, dtype=self.dtype)
         x = x.astype(self.dtype)
         if self.stem == "cifar":
             x = layer(x, 2 * self.growth, 3, padding=1, name="conv")
         else:
-            x = stem(x, 2 * self.growth, self.stem, train=train, dtype=self.dtype)
+            kind = {"kernel_init": init, "train": train, "dtype": self.dtype}
+            x = stem(x, 2 * self.growth, self.stem, **kind)
         for block, layers in enumerate(self.blocks, 1):
             if block > 1:
                 x = nn.relu(norm(x, name=f"transition{block - 1}_norm"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 from jaxtyping import Array, Float
 
 from jaxpoison import check
@@ -17,6 +18,7 @@ from jaxpoison.models.layers import (
     global_mean,
     he_fan_out,
     logits,
+    uniform_fan_in,
 )
 from jaxpoison.types import Victim
 
@@ -52,7 +54,8 @@ def mobilenet_v2(
     linear. The form for small images shrinks them by 8, has ReLUs and a shortcut (a projection
     where channels differ) around every block of stride 1. The form for large images is the
     paper's: it shrinks them by 32, has ReLU6, no expansion in the first block and shortcuts only
-    between equal shapes; 3,504,872 parameters for 1000 classes.
+    between equal shapes; 3,504,872 parameters for 1000 classes. It is so at `width` 1: other widths
+    scale every layer, where the paper's rounds to multiples of 8 and keeps the last 1280 channels.
 
     Source: Sandler et al. 2018, table 2; "cifar" as in the code of Geiping et al. 2021.
 
@@ -67,10 +70,10 @@ def mobilenet_v2(
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
 
-    Returns: a Victim. Convolutions start He normal (fan-out), the linear layer uniform in
-      +-1/sqrt(fan_in). On CPU depthwise convolutions are sums of shifted products, which
-      XLA may add up in another order in another program: members on devices equal members in a
-      row to rounding there, not to the bit.
+    Returns: a Victim. Weights and biases start uniform in +-1/sqrt(fan_in), but convolutions of
+      the form for large images He normal (fan-out). On CPU depthwise convolutions are sums of
+      shifted products, which XLA may add up in another order in another program: members on devices
+      equal members in a row to rounding there, not to the bit.
     Errors: InputError for a bad argument.
     """
     check.at_least(2, num_classes=num_classes)
@@ -96,7 +99,7 @@ class MobileNetV2(nn.Module):
         """[B, H, W, C] -> logits [B, L]."""
         large = self.stem == "imagenet"
         act = nn.relu6 if large else nn.relu
-        layer = partial(conv_norm, train=train, dtype=self.dtype)
+        layer = partial(conv_norm, kernel_init=_init(large), train=train, dtype=self.dtype)
         x = x.astype(self.dtype)
         x = act(layer(x, self._channels(32), 3, stride=2 if large else 1, name="_stem"))
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):
@@ -137,7 +140,8 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b y z f"]:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         act = nn.relu6 if self.large else nn.relu
-        layer = partial(conv_norm, train=train, dtype=self.dtype)
+        init = _init(self.large)
+        layer = partial(conv_norm, kernel_init=init, train=train, dtype=self.dtype)
         inputs = x.shape[-1]
         y = x
         if self.expansion > 1 or not self.large:
@@ -147,7 +151,7 @@ class InvertedResidual(nn.Module):
             3,
             stride=self.stride,
             padding=1,
-            kernel_init=he_fan_out,
+            kernel_init=init,
             dtype=self.dtype,
             name="conv_depth",
         )
@@ -158,3 +162,7 @@ class InvertedResidual(nn.Module):
         if inputs == self.features:
             return x + y
         return y if self.large else y + layer(x, self.features, 1, name="_shortcut")
+
+
+def _init(large: bool) -> Initializer:
+    return he_fan_out if large else uniform_fan_in

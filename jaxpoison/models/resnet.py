@@ -57,7 +57,7 @@ def resnet18(
       std: per channel, pixel units, divided by; None for ones.
 
     Returns: a Victim. Convolutions start He normal (fan-out), the linear layer uniform in
-      +-1/sqrt(fan_in).
+      +-1/sqrt(fan_in), its bias too, as in the code of Geiping et al.; Liu et al. start it at zero.
     Errors: InputError for a bad argument.
     """
     module = _resnet((2, 2, 2, 2), BasicBlock, num_classes, width, stem, dtype)

@@ -30,13 +30,14 @@ def vgg11(
     """VGG-11 with BatchNorm: 9,231,114 parameters (width 64, 3 channels, 10 classes).
 
     Five groups of 1, 1, 2, 2, 2 layers (conv 3x3 with bias, BN, ReLU), widths w, 2w, 4w, 8w, 8w,
-    each group followed by a max-pool of 2; then the mean over what is left of the image (one pixel
-    of 32x32) and a linear layer. `bottleneck=2` is the surrogate of DeepConfuse's released code, a
-    1x1 convolution to 2 channels before the linear layer: 9,227,040 parameters.
+    each group followed by a max-pool of 2; a sixth pool where they leave 2x2 pixels, as of 64x64;
+    then the mean over what is left of the image (one pixel of 32x32 and 64x64) and a linear layer.
+    `bottleneck=2` is the surrogate of DeepConfuse's released code, a 1x1 convolution to 2 channels
+    before the linear layer: 9,227,040 parameters.
 
     Source: Simonyan and Zisserman 2015, table 1 A; CIFAR form as in the code of Geiping et al.
-    2021, Liu et al. 2024 and Feng et al. 2019. The mean is ours: it makes the same network fit
-    images above 32x32, for which those state no form.
+    2021, Liu et al. 2024 and Feng et al. 2019, the sixth pool as in the first of these ("VGG16-TI",
+    for TinyImageNet). The mean is ours: it makes the same network fit images of other sizes.
 
     Args:
       image_shape: (H, W, C); H and W at least 32.
@@ -130,6 +131,8 @@ class VGG(nn.Module):
             for _ in range(layers):
                 x = conv(x, factor * self.width, 3, padding=1, dtype=self.dtype)
                 x = nn.relu(batch_norm(x, train=train, dtype=self.dtype))
+            x = max_pool(x, 2)
+        if x.shape[1:3] == (2, 2):
             x = max_pool(x, 2)
         x = global_mean(x)[:, None, None]
         if self.bottleneck is not None:

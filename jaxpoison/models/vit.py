@@ -28,6 +28,7 @@ def vit_small(
     width: int = 384,
     depth: int = 12,
     heads: int = 6,
+    mlp: int | None = None,
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
     mean: Sequence[float] | None = None,
@@ -37,11 +38,12 @@ def vit_small(
 
     22,050,664 with `patch=16` on 224x224x3 and 1000 classes, the published ViT-S/16; `width=768,
     heads=12, patch=16` is ViT-B/16. Linear map of the patches, class token, learned positions;
-    `depth` blocks x + attention(LN x), then x + MLP(LN x) with 4 `width` GELUs; LN; linear on the
-    class token.
+    `depth` blocks x + attention(LN x), then x + MLP(LN x) with `mlp` GELUs; LN; linear on the class
+    token.
 
     Source: Dosovitskiy et al. 2021, eq. 1-4; sizes of ViT-S in Touvron et al. 2021 (DeiT), table 1.
-    Our reference names no configuration for CIFAR: this one has that encoder, patches of 4.
+    For CIFAR this one has that encoder and patches of 4; `width=512, depth=6, heads=8, mlp=512,
+    dropout=0.1` are the sizes of the ViT in the code of Liu et al. 2023 (ISS).
 
     Args:
       image_shape: (H, W, C); H and W multiples of `patch`.
@@ -50,6 +52,7 @@ def vit_small(
       width: D, numbers per patch, a multiple of `heads`.
       depth: how many blocks; from six on they are compiled once (`models.repeat`).
       heads: of the attention.
+      mlp: units of the hidden layer of a block's MLP; None for 4 `width`.
       dropout: rate after the positions, the attention and both layers of the MLP; 0 for none.
       dtype: compute dtype; parameters and logits stay float32, as do the softmax of the attention
         and the moments of LN.
@@ -62,12 +65,14 @@ def vit_small(
     """
     check.at_least(2, num_classes=num_classes)
     check.at_least(1, patch=patch, width=width, depth=depth, heads=heads)
+    if mlp is not None:
+        check.at_least(1, mlp=mlp)
     check.number(least=0, below=1, dropout=dropout)
     if width % heads:
         raise InputError(f"width = {width}; it must be a multiple of heads = {heads}")
     name = f"vit_small (patches of {patch})"
     shape = check_image_shape(image_shape, divisor=patch, name=name)
-    module = VisionTransformer(num_classes, patch, width, depth, heads, float(dropout), dtype)
+    module = VisionTransformer(num_classes, patch, width, depth, heads, mlp, float(dropout), dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 
@@ -79,6 +84,7 @@ class VisionTransformer(nn.Module):
     width: int = 384
     depth: int = 12
     heads: int = 6
+    mlp: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -92,7 +98,8 @@ class VisionTransformer(nn.Module):
         positions = self.param("positions", _normal, (1, *x.shape[1:]))
         x = (x + positions).astype(x.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        block = partial(EncoderBlock, self.heads, self.dropout, self.dtype)
+        mlp = 4 * self.width if self.mlp is None else self.mlp
+        block = partial(EncoderBlock, self.heads, mlp, self.dropout, self.dtype)
         x = repeat(block, self.depth, x, train=train, name="block")
         x = _layer_norm(x[:, 0], jnp.promote_types(x.dtype, jnp.float32), "norm_last")
         self.sow("intermediates", "features", x)
@@ -103,6 +110,7 @@ class EncoderBlock(nn.Module):
     """First x + attention(LN x), then x + MLP(LN x)."""
 
     heads: int
+    mlp: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -118,7 +126,7 @@ class EncoderBlock(nn.Module):
             name="attention",
         )
         x = x + drop(attention(_layer_norm(x, self.dtype, "norm1")))
-        y = _dense(_layer_norm(x, self.dtype, "norm2"), 4 * x.shape[-1], self.dtype, "mlp1")
+        y = _dense(_layer_norm(x, self.dtype, "norm2"), self.mlp, self.dtype, "mlp1")
         y = drop(nn.gelu(y, approximate=False))
         return x + drop(_dense(y, x.shape[-1], self.dtype, "mlp2"))
 

@@ -35,8 +35,8 @@ def wide_resnet28_10(
     conv 3x3 to 16 channels; three stages of (depth - 4) / 6 pre-activation blocks, widths 16k,
     32k, 64k for k = `widen`, strides 1, 2, 2; BN, ReLU; global average; linear.
 
-    Source: Zagoruyko and Komodakis 2016, as in the code of Liu et al. 2024 (no bias, He fan-in);
-    with another stem than "cifar", relu(BN(conv)) of `resnet18` comes first, which is ours.
+    Source: Zagoruyko and Komodakis 2016, as in the code of Liu et al. 2024; with
+    another stem than "cifar", relu(BN(conv)) in the shape of `resnet18` comes first, which is ours.
 
     Args:
       image_shape: (H, W, C).
@@ -49,7 +49,8 @@ def wide_resnet28_10(
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
 
-    Returns: a Victim; it needs a key in train mode if `dropout` is above 0.
+    Returns: a Victim; it needs a key in train mode if `dropout` is above 0. Convolutions (no bias)
+      start He normal (fan-in), the linear layer uniform in +-1/sqrt(fan_in) and its bias at zero.
     Errors: InputError for a bad argument.
     """
     check.at_least(2, num_classes=num_classes)
@@ -80,7 +81,8 @@ class WideResNet(nn.Module):
         if self.stem == "cifar":
             x = _conv(x, 16, 3, 1, self.dtype, "conv")
         else:
-            x = stem(x, 16, self.stem, train=train, dtype=self.dtype)
+            kind = {"kernel_init": he_fan_in, "train": train, "dtype": self.dtype}
+            x = stem(x, 16, self.stem, **kind)
         for stage in range(3):
             block = partial(
                 PreActivationBlock,
@@ -94,7 +96,7 @@ class WideResNet(nn.Module):
         x = nn.relu(batch_norm(x, train=train, dtype=self.dtype, name="norm_last"))
         x = global_mean(x)
         self.sow("intermediates", "features", x)
-        return logits(x, self.num_classes, dtype=self.dtype, name="linear")
+        return logits(x, self.num_classes, zero_bias=True, dtype=self.dtype, name="linear")
 
 
 class PreActivationBlock(nn.Module):

@@ -9,12 +9,16 @@ import pytest
 from flax import linen as nn
 
 from jaxpoison import models
+from jaxpoison.models.densenet import DenseNet
 from jaxpoison.models.layers import batch_norm, dense
 from jaxpoison.models.mobilenet import MobileNetV2
 from jaxpoison.models.repeat import SCAN_FROM, repeat
+from jaxpoison.models.resnet import ResNet
+from jaxpoison.models.vgg import VGG
 from jaxpoison.models.vit import VisionTransformer
 from jaxpoison.models.wide_resnet import WideResNet
 from jaxpoison.types import InputError
+from tests.models.miniatures import filled
 
 CIFAR, IMAGENET, TINY = (32, 32, 3), (224, 224, 3), (64, 64, 3)
 large = {"stem": "imagenet"}
@@ -43,6 +47,15 @@ SIZES = [
     ("vgg11", CIFAR, 2, {"bottleneck": 2}, 9_227_040 - 3 * 8, "DeepConfuse code, 10 classes"),
     ("vgg13", CIFAR, 10, {}, 9_416_010, "Witches' Brew code"),
     ("vgg16", CIFAR, 10, {}, 14_728_266, "Witches' Brew and GUE code"),
+    # per block: 2 LN, attention, MLP; then patches, token, positions, LN, head
+    (
+        "vit_small",
+        CIFAR,
+        10,
+        {"width": 512, "depth": 6, "heads": 8, "mlp": 512},
+        6 * (4 * 512 + 6 * (512 * 512 + 512)) + 49 * 512 + 66 * 512 + 2 * 512 + 513 * 10,
+        "by hand",
+    ),
     # two more 256-channel and two more 512-channel layers than VGG-13 each; the same at any size
     (
         "vgg19",
@@ -188,5 +201,74 @@ def test_options_of_the_deep_networks_are_checked():
         models.mobilenet_v2(CIFAR, stem="tiny_imagenet")
     with pytest.raises(InputError, match="width = 10; it must be a multiple of heads = 6"):
         models.vit_small(CIFAR, width=10)
+    with pytest.raises(InputError, match="mlp = 0; it must be at least 1"):
+        models.vit_small(CIFAR, mlp=0)
     with pytest.raises(InputError, match="growth = 0; it must be at least 1"):
         models.densenet121(CIFAR, growth=0)
+
+
+def _he_fan_in(h, w, i, o):
+    return 2 / (h * w * i)
+
+
+def _he_fan_out(h, w, i, o):
+    return 2 / (h * w * o)
+
+
+def _uniform(h, w, i, o):
+    return 1 / (3 * h * w * i)
+
+
+STAGE = ((6, 16, 1, 1),)
+STARTS = {
+    "mobilenet, cifar": (MobileNetV2(9, stages=STAGE), _uniform, False),
+    "mobilenet, imagenet": (MobileNetV2(9, stem="imagenet", stages=STAGE), _he_fan_out, False),
+    "densenet, cifar": (DenseNet(9, 32, (1, 1)), _uniform, False),
+    "densenet, imagenet": (DenseNet(9, 32, (1, 1), "imagenet"), _he_fan_in, False),
+    "wide resnet, 7x7": (WideResNet(9, 1, 1, stem="tiny_imagenet"), _he_fan_in, True),
+    "resnet": (ResNet(9, 16, (1, 1)), _he_fan_out, False),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_initial_values_are_those_of_the_sources(name):
+    """Kernels' variances are the formula's; the last layer is uniform, its bias too or zero."""
+    module, variance, zero_bias = STARTS[name]
+    params = jax.jit(models.adapt(module, (8, 8, 3)).init)(jax.random.key(0)).params
+    seen = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.ndim == 4:
+            # the variance of n uniform or normal draws is off by sqrt(2 / n) of itself at most
+            off = 4.5 * (2 / leaf.size) ** 0.5
+            np.testing.assert_allclose(leaf.var(), variance(*leaf.shape), rtol=off, err_msg=path)
+            seen += 1
+    assert seen > 3
+    kernel, bias = params["linear"]["kernel"], params["linear"]["bias"]
+    bound = len(kernel) ** -0.5
+    for leaf in (kernel, *(() if zero_bias else (bias,))):
+        assert 0.5 * bound < jnp.abs(leaf).max() <= bound
+    assert zero_bias == (not bias.any())
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_a_sixth_pool_where_vgg_leaves_2x2_pixels(side):
+    """2x2 pixels: their maximum; 3x3: their mean."""
+    module = VGG(3, 1, (1, 1, 1, 1, 1))
+    victim = models.adapt(module, (side, side, 1))
+    variables = filled(victim)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(2, side, side, 1)), jnp.float32)
+
+    @jax.jit
+    def last(variables, x):
+        """What the fifth group of layers gives before its pool."""
+        names = dict(params=variables.params, batch_stats=variables.stats)
+        _, kept = module.apply(
+            names, x, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+        return nn.relu(kept["intermediates"]["BatchNorm_4"]["__call__"][0])
+
+    want = np.asarray(last(variables, x))
+    pooled = want.reshape(2, side // 32, 2, side // 32, 2, -1).max((2, 4))
+    want = pooled.max((1, 2)) if side == 64 else pooled.mean((1, 2))
+    np.testing.assert_allclose(victim.features(variables, x), want, rtol=1e-5)
+    assert np.ptp(pooled, (1, 2)).max() > 0
