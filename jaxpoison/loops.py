@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpoison import check, checkpoint, hosts
-from jaxpoison.checkpoint import Seconds
+from jaxpoison.book import Book, Seconds
 from jaxpoison.types import InputError, Key, Streaming
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
@@ -115,7 +115,7 @@ def run_chunks(
     description, console = description or "run", console or Console(stderr=True)
     console = console if hosts.is_first() else Console(quiet=True)
     received: list[signal.Signals] = []
-    with checkpoint.Book(directory, key, process, state, data) as book:
+    with Book(directory, key, process, state, data) as book:
         state, step, seconds = book.resume(state, num_steps)
         if step < num_steps:
             if step:

@@ -44,6 +44,7 @@ import json, os, pathlib, signal, sys, time
 import jax, jax.numpy as jnp, numpy as np
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops
+from jaxpoison.book import Book
 
 folder, die_at, slow = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 loops.CHUNK_SECONDS = 0.01
@@ -55,11 +56,11 @@ if die_at:
         write(path, value)
     checkpoint.write_json = dies
 if slow:
-    record = checkpoint.Book.record
+    record = Book.record
     def slowly(self, start, rows):
         record(self, start, rows)
         time.sleep(slow)
-    checkpoint.Book.record = slowly
+    Book.record = slowly
 
 victim = jp.models.mlp((4, 4, 1), 3, hidden=(5,))
 train = jp.data.synthetic.blobs(jax.random.key(1), 12, 3, (4, 4, 1))

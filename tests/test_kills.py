@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 STAGES = {  # where the code is, and what it works on then
     "before compiling": ("loops._init", ""),
     "while compiling": ("loops._chunk", ""),
-    "while stepping": ("checkpoint.Book._append", "craft/tap"),
+    "while stepping": ("book.Book._append", "craft/tap"),
     "while saving": ("checkpoint.ocp.save", "craft/tap"),
     "before writing the poison": ("data.folder._fill", ""),
     "after writing the poison": ("data.folder.check_file", ""),

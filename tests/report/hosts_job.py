@@ -9,7 +9,8 @@ import os
 import sys
 
 import jaxpoison as jp
-from jaxpoison import checkpoint, loops
+from jaxpoison import loops
+from jaxpoison.book import Book
 from jaxpoison.report import StudyConfig, Trainee, arm, command_line, main_job
 from jaxpoison.victims import recipes
 from tests.report import small_job
@@ -56,13 +57,13 @@ def save_often():
     loops.run_chunks = functools.partial(loops.run_chunks, save_every=SAVE_EVERY)
     loops.CHUNK_SECONDS = 0.0  # chunks of one step
     if pause := float(os.environ.get("JAXPOISON_TEST_SLOW", 0)):
-        record = checkpoint.Book.record
+        record = Book.record
 
         def slowly(book, start, rows):
             loops.time.sleep(pause)
             record(book, start, rows)
 
-        checkpoint.Book.record = slowly
+        Book.record = slowly
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import sys
 import jax
 
 import jaxpoison as jp
-from jaxpoison import checkpoint, loops
+from jaxpoison import loops
+from jaxpoison.book import Book
 from jaxpoison.report import StudyConfig, Trainee, arm, main_job, published
 from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import recipes
@@ -56,14 +57,14 @@ def run(runs, *, data=None, num_steps=1, mesh=None, **options):
 def die_in_the_last_arm():
     """A checkpoint after every step, and SIGKILL after the third of the victims of noise."""
     loops.run_chunks = functools.partial(loops.run_chunks, save_every=1)
-    before = checkpoint.Book.record
+    before = Book.record
 
     def record(book, start, rows):
         before(book, start, rows)
         if book.folder.parts[-2:] == ("victims", "random-noise") and start == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.Book.record = record
+    Book.record = record
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jaxpoison import checkpoint
+from jaxpoison.book import Book
 from jaxpoison.data import folder as poison_files
 from jaxpoison.report import StudyConfig, command_line, figures, page
 from tests.report import small_job
@@ -18,7 +19,7 @@ STAGES = {  # in the order of the job: where the code is, and of which file or p
     "settings": (checkpoint, "write_json", "config.json"),
     "checkpoint": (checkpoint.ocp, "save", "craft/surrogate"),
     "its digests": (checkpoint, "write_json", "meta.json"),
-    "metrics": (checkpoint.Book, "_append", "craft/random-noise"),
+    "metrics": (Book, "_append", "craft/random-noise"),
     "seconds": (checkpoint, "write_json", "seconds.json"),
     "poison": (poison_files, "_fill", "random-noise"),
     "victims": (checkpoint.ocp, "save", "victims/random-noise"),
