@@ -1,11 +1,12 @@
-"""Weight gradients and pools on CPU: the forms that were tried, against the one the library has.
+"""Gradients of convolutions and pools on CPU: the forms tried, against what the library has.
 
     python -m benchmarks.bench_conv [--repeats 9] [--smoke] [--out DIR]
 
 Shapes are those of the early and late layers of the small CNN (batch 128) and ResNet-18 (batch 32).
 `library` is the primitive of models/conv.py, which adds up long sums in groups of images; `one sum`
-the same without groups, as XLA's own `lax.conv` gradient does. torch, if installed, is measured in
-channels_last.
+the same without groups, as XLA's own `lax.conv` gradient does. A second derivative, the gradient in
+the images of a weight gradient, has a kernel as large as the image in XLA's form; the primitive
+exchanges the two. torch, if installed, is measured in channels_last.
 """
 
 import functools
@@ -35,6 +36,7 @@ SHAPES = (  # batch, height and width, channels in, channels out, stride
     (32, 8, 256, 256, 1),
     (32, 4, 512, 512, 1),
 )
+SECOND = ((128, 14, 32, 64, 1), (32, 32, 64, 64, 1), (32, 16, 128, 128, 1))
 POOLS = ((128, 28, 28, 32), (128, 14, 14, 64), (128, 7, 7, 128))
 TORCH = "torch, channels_last"
 
@@ -47,32 +49,52 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(repeats: int, *, smoke: bool = False) -> dict[str, Any]:
-    """The record: weight gradients of all shapes, then pools with their gradient."""
+    """The record: weight gradients, second derivatives, then pools with their gradient."""
     shapes = ((4, 6, 2, 20, 1),) if smoke else SHAPES
     pools = ((4, 6, 6, 2),) if smoke else POOLS
     rows = [_weight_gradient(shape, repeats) for shape in shapes]
+    rows += [_second(shape, repeats) for shape in (shapes if smoke else SECOND)]
     rows += [_pool(shape, repeats) for shape in pools]
     return harness.record("conv", {"repeats": repeats}, rows, smoke=smoke)
 
 
 def _weight_gradient(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    arrays = _arrays(shape)
+    runs, cost = _compared(FORMS, arrays, shape[-1])
+    if _has_torch():
+        runs[TORCH] = _torch_weight_gradient(*arrays, shape[-1])
+    return _row(_name("weight gradient", shape), runs, cost, repeats)
+
+
+def _second(shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    runs, cost = _compared(SECOND_FORMS, _arrays(shape), shape[-1])
+    return _row(_name("gradient in the images of a weight gradient", shape), runs, cost, repeats)
+
+
+def _arrays(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, cotangent of the outputs, and a kernel (or a cotangent of it)."""
     n, size, inputs, outputs, stride = shape
-    random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=(n, size, size, inputs)).astype(np.float32))
-    out = -(-size // stride)
-    ct = jnp.asarray(random.normal(size=(n, out, out, outputs)).astype(np.float32))
-    w = jnp.zeros((3, 3, inputs, outputs), jnp.float32)
+    random, out = np.random.default_rng(0), -(-size // stride)
+    shapes = ((n, size, size, inputs), (n, out, out, outputs), (3, 3, inputs, outputs))
+    x, ct, w = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
+    return x, ct, w
+
+
+def _name(what: str, shape: tuple[int, ...]) -> str:
+    n, size, inputs, outputs, stride = shape
+    return f"{what} {n}x{size}x{size}, {inputs} -> {outputs}, stride {stride}"
+
+
+def _compared(forms: dict[str, Callable[..., Any]], arrays: Any, stride: int) -> tuple[Any, Any]:
+    """What to run and what it costs, once all forms agree."""
     runs, cost, wanted = {}, {}, None
-    for name, form in FORMS.items():
-        program = harness.compiled(functools.partial(form, stride=stride), x, ct, w)
-        found = program.call(x, ct, w)
+    for name, form in forms.items():
+        program = harness.compiled(functools.partial(form, stride=stride), *arrays)
+        found = program.call(*arrays)
         wanted = found if wanted is None else wanted
         np.testing.assert_allclose(found, wanted, atol=1e-4 * float(jnp.abs(wanted).max()))
-        runs[name], cost[name] = functools.partial(program.call, x, ct, w), program.cost
-    if _has_torch():
-        runs[TORCH] = _torch_weight_gradient(x, ct, w, stride)
-    what = f"weight gradient {n}x{size}x{size}, {inputs} -> {outputs}, stride {stride}"
-    return _row(what, runs, cost, repeats)
+        runs[name], cost[name] = functools.partial(program.call, *arrays), program.cost
+    return runs, cost
 
 
 def _row(what: str, runs: dict[str, Any], cost: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -134,7 +156,7 @@ def _scanned_im2col(x, ct, w, *, stride):
     def add(total, part):
         return total + _im2col(*part, w, stride=stride), None
 
-    return lax.scan(add, w, tuple(groups))[0]
+    return lax.scan(add, jnp.zeros_like(w), tuple(groups))[0]
 
 
 FORMS: dict[str, Callable[..., Any]] = {
@@ -143,6 +165,21 @@ FORMS: dict[str, Callable[..., Any]] = {
     "im2col, one product": _im2col,
     "nine products": _nine_products,
     "im2col in 8 groups": _scanned_im2col,
+}
+
+
+def _second_by(weight_gradient):
+    """(x, ct, v; stride) -> d <v, weight gradient> / dx."""
+
+    def form(x, ct, v, *, stride):
+        return jax.vjp(lambda x: weight_gradient(x, ct, v, stride=stride), x)[1](v)[0]
+
+    return form
+
+
+SECOND_FORMS = {
+    "library": _second_by(_library),
+    "image and kernel as they stand": _second_by(_one_sum),
 }
 
 

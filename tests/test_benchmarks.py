@@ -161,8 +161,9 @@ def test_bench_unroll_shows_what_remat_saves_and_costs(quick_compile):
 
 
 def test_bench_conv_compares_its_forms(quick_compile):
-    weights, pool = bench_conv.measure(1, smoke=True)["rows"]
+    weights, second, pool = bench_conv.measure(1, smoke=True)["rows"]
     assert set(weights["ratio"]) >= set(bench_conv.FORMS) - {"library"}
+    assert set(second["ratio"]) == set(bench_conv.SECOND_FORMS) - {"library"}
     assert set(pool["ratio"]) >= set(bench_conv.POOL_FORMS) - {"library"}
 
 
