@@ -30,6 +30,7 @@ RUNNABLE = {
     "mlp": ((8, 8, 1), partial(models.mlp, hidden=(16,))),
     "small_cnn": ((8, 8, 3), partial(models.small_cnn, widths=(4, 6))),
     "convnet": ((9, 9, 1), partial(models.convnet, width=2)),
+    "convnet, deep": ((9, 9, 1), partial(models.convnet, width=2, batch_norm=True)),
     "lenet": ((16, 16, 1), partial(models.lenet, size="small")),
     "resnet18": ((8, 8, 3), partial(models.resnet18, width=4)),
     "resnet, scanned bottlenecks": (

@@ -25,6 +25,7 @@ SIZES = [
     ("small_cnn", MNIST, {}, 160 + 16 * 32 * 9 + 32 + 7 * 7 * 32 * 10 + 10),
     ("convnet", CIFAR, {"width": 32}, 289_290),
     ("convnet", CIFAR, {"width": 64}, 1_131_530),
+    ("convnet", CIFAR, {"batch_norm": True}, 2_904_970),
     ("convnet", MNIST, {"width": 32}, 289_290 - 2 * 9 * 32),
     ("lenet", MNIST, {"size": "small"}, 109_885),
     ("lenet", MNIST, {"size": "normal"}, 432_240),
@@ -174,7 +175,9 @@ def test_wrong_names_and_arguments_are_one_clear_line():
         InputError, match="no model is called 'zzz'; allowed are logistic_regression"
     ):
         models.create("zzz", CIFAR, 10)
-    with pytest.raises(InputError, match="convnet has no option 'widht'; it takes width, dtype"):
+    with pytest.raises(
+        InputError, match="convnet has no option 'widht'; it takes width, batch_norm"
+    ):
         models.create("convnet", CIFAR, 10, widht=3)
     for name in FACTORIES:
         with pytest.raises(InputError, match="num_classes = 1; it must be at least 2"):
