@@ -1,11 +1,13 @@
 """Error-minimizing noise on CIFAR-10 at the paper's scale, sample-wise and class-wise.
 
-Claim (Huang et al. 2021, section 4): noise that makes images look already learned keeps a ResNet-18
-from learning them; random noise of the same size does not. Crafting as in the released code: 10
-updates of the surrogate and 20 sign steps of eps / 10 a round, until 1 % of the noisy images are
-misread. Victims as in Image Shortcut Squeezing (Liu et al. 2023): 60 epochs.
+Claim (Huang et al. 2021, by their code): noise that makes images look already learned keeps a
+ResNet-18 from learning them. Crafting as in that code: 10 updates of the surrogate a round, then
+for sample-wise noise 20 sign steps of eps / 10 on every image, for class-wise noise one per batch
+of a fifth of the images; until 1 % of the noisy images are misread, as its CIFAR scripts have it
+(its README stops class-wise noise at 10 %). Victims as in Image Shortcut Squeezing (Liu et al.
+2023): 60 epochs. Random noise of the same size is a comparison of ours.
 Expected (README of that code, no defense): clean 94.7, sample-wise 21.1; other sources print 13 to
-24 for sample-wise noise, so anything below 30 agrees.
+24 for sample-wise noise, so anything below 30 agrees. For class-wise noise below 30 is our guess.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
 Device: one accelerator, estimated 30 minutes there; not made for a CPU, where --scale small shows
 the effect in minutes and reproduces nothing.
@@ -25,7 +27,7 @@ class Config(PaperConfig):
 
     SMALL = {
         "network": "small_cnn",
-        "recipe": "small",
+        "recipe": "small_color",
         "epochs": 10,
         "train_images": 4000,
         "test_images": 2000,
@@ -67,7 +69,7 @@ def main(config: Config) -> dict:
             jp.attacks.error_minimizing,
             victim,
             noise="class",
-            expect=config.expect("below 30: one noise per class", "below 30: easily learned"),
+            expect=config.expect("below 30, our guess: one noise per class", "below 30"),
             **em,
         ),
     }

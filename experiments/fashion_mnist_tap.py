@@ -1,8 +1,9 @@
 """Error-maximizing noise (TAP) on Fashion-MNIST: targeted and untargeted, against random noise.
 
 Claim (Fowl et al. 2021, there on CIFAR-10): adversarial examples of a clean network are strong
-poisons; random noise of the same size is harmless. The paper finds targeted ones stronger; in this
-small setting untargeted ones are. Expected here: clean 85, noise 84, both below 60.
+poisons. Their code's default is the targeted form; in this small setting untargeted ones are
+stronger. Random noise of the same size is a comparison of ours. Expected here: clean 85, noise 84,
+both below 60.
 A small run, not a reproduction of the paper: 4,000 training images, a two-layer CNN, eps 32/255,
 100 steps, no augmentation.
 Data: fashion_mnist prepared for TFDS as array_record, or fashion_mnist-train.npz and -test.npz.
@@ -26,7 +27,7 @@ class Config(ImageConfig):
     eps: float = 32 / 255
     """L-infinity radius, pixels in [0, 1]."""
     steps: int = 100
-    """Sign-gradient steps of 0.05 eps (250 in the paper)."""
+    """Sign-gradient steps of 0.05 eps (250 in the released code)."""
 
     def __post_init__(self):
         super().__post_init__()

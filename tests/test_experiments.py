@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from jaxpoison.data import poisoned, synthetic
+from jaxpoison.perturb import Budget
 from jaxpoison.report import ImageConfig, command_line, tables
+from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
 from jaxpoison.types import Dataset, Split
+from jaxpoison.victims import recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
@@ -192,6 +195,52 @@ def test_every_network_of_the_transfer_can_be_made_for_cifar10():
     rates = {name: one.recipe.learning_rate for name, one in made.items()}
     lower = {name for name in rates if name.startswith(("vgg", "mobilenet"))}
     assert len(lower) == 3 and all(rates[n] == (0.01 if n in lower else 0.1) for n in rates)
+
+
+def test_a_recipe_is_the_preset_of_its_name():
+    assert {k: make() for k, make in RECIPES.items() if k != "small_color"} == {
+        k: getattr(recipes, k)() for k in RECIPES if k != "small_color"
+    }
+    assert RECIPES["small_color"]() == recipes.small(learning_rate=2e-3, batch_size=64)
+
+
+@pytest.mark.parametrize(("network", "rate"), [("resnet18", 0.1), ("vgg11", 0.01)])
+def test_the_surrogate_of_tap_has_a_recipe_of_its_own(network, rate, monkeypatch, images):
+    module, seen = importlib.import_module("experiments.cifar10_tap"), {}
+    monkeypatch.setattr(module, "main_job", lambda *args, **options: seen.update(options))
+    few = {"train_images": 200, "test_images": 100}
+    module.main(module.Config(data_dir=images, network=network, epochs=3))
+    assert seen["recipe"].epochs == 3 and seen["recipe"].learning_rate == 0.1
+    assert seen["surrogate"].recipe == recipes.tap_surrogate(network=network)
+    assert seen["surrogate"].recipe.learning_rate == rate
+    module.main(module.Config.small(data_dir=images, epochs=3, **few))
+    assert seen["surrogate"].recipe == seen["recipe"]
+
+
+def test_the_transfer_shows_published_values_of_em_and_ops(monkeypatch, images):
+    module, seen = importlib.import_module("experiments.cifar10_transfer"), {}
+    monkeypatch.setattr(module, "transfer_job", lambda *args, **options: seen.update(options))
+
+    def published(attack):
+        settings, budget = {"attack": attack, "files": {}}, Budget("linf", 8 / 255)
+        one = Stored(pathlib.Path("em"), np.arange(1), budget, "", settings)
+        monkeypatch.setattr(module, "stored", lambda path, expect: one)
+        module.main(module.Config.smoke(data_dir=images, poison=pathlib.Path("em")))
+        return [(p["what"], p["value"]) for p in seen["published"]]
+
+    base = [("resnet18, clean", 0.9468)]
+    assert published("lsp") == base
+    em = published("error-minimizing.1")
+    assert em[0] == base[0] and dict(em[1:]) == {  # Wu et al. 2023, table 2
+        "densenet121, clean": 0.9410,
+        "densenet121, error-minimizing": 0.2372,
+        "resnet18, clean": 0.9401,
+        "resnet18, error-minimizing": 0.1958,
+        "wide_resnet28_10, clean": 0.9608,
+        "wide_resnet28_10, error-minimizing": 0.2396,
+    }
+    ops = dict(published("one-pixel")[1:])
+    assert [v for k, v in ops.items() if "pixel" in k] == [0.1145, 0.1556, 0.1276]
 
 
 def settings_of(record, config):

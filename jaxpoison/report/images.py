@@ -28,10 +28,16 @@ RECIPES = {
     "lsp": recipes.lsp,
     "gue": recipes.gue,
     "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
+    "poisoning_benchmark": recipes.poisoning_benchmark,
     "witches_brew": recipes.witches_brew,
-    "small": functools.partial(recipes.small, learning_rate=2e-3, batch_size=64),
+    "witches_brew_basic": recipes.witches_brew_basic,
+    "witches_brew_fast": recipes.witches_brew_fast,
+    "witches_brew_memory_saving": recipes.witches_brew_memory_saving,
+    "small": recipes.small,
+    "small_color": functools.partial(recipes.small, learning_rate=2e-3, batch_size=64),
 }
-"""How victims on color images may be trained, by name; each takes `epochs`."""
+"""How victims on color images may be trained, by name; each takes `epochs`. All are presets of that
+name but `small_color`, which is `small` with batches of 64 at rate 0.002."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,8 @@ class PaperConfig(ImageConfig):
     scale: Literal["paper", "small"] = "paper"
     """Chooses all defaults: the paper's, or of a few minutes on two CPU cores (--scale small)."""
     recipe: str = "iss"
-    """How every victim is trained, a preset of `jaxpoison.victims.recipes`."""
+    """How every victim is trained, a preset of `jaxpoison.victims.recipes` for color images, or
+    small_color: its `small` with batches of 64 at rate 0.002."""
     epochs: int | None = None  # pyrefly: ignore[bad-override]
     """Of every victim; None is as many as the recipe has."""
     train_images: int | None = None
