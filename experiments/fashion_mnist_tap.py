@@ -1,7 +1,7 @@
 """Error-maximizing noise (TAP) on Fashion-MNIST: targeted and untargeted, against random noise.
 
 Claim (Fowl et al. 2021, there on CIFAR-10): adversarial examples of a clean network are strong
-poisons. Their code's default is the targeted form; in this small setting untargeted ones are
+poisons. Comparisons of defenses take the targeted form; in this small setting the untargeted one is
 stronger. Random noise of the same size is a comparison of ours. Expected here: clean 85, noise 84,
 both below 60.
 A small run, not a reproduction of the paper: 4,000 training images, a two-layer CNN, eps 32/255,
