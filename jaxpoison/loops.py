@@ -10,7 +10,6 @@ import functools
 import pathlib
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpoison import check, checkpoint, hosts
+from jaxpoison import check, checkpoint, hosts, signals
 from jaxpoison.book import Book, Seconds
 from jaxpoison.types import InputError, Key, Streaming
 
@@ -127,7 +126,7 @@ def run_chunks(
             # Zero steps: compiles the program, and the state comes back as it was.
             state, _, _ = jax.block_until_ready(chunk(state, data, zero, zero))
             compiled = seconds.compile + time.perf_counter() - started
-            with _bar(console, description, step, num_steps) as advance, _signals() as received:
+            with _bar(console, description, step, num_steps) as advance, signals.collect() as received:
                 state, step, seconds = _watch(
                     lambda state, *bounds: chunk(state, data, *bounds),
                     state,
@@ -181,13 +180,9 @@ def _watch(chunk, state, *, span, seconds, save_every, home, book, advance, rece
 def _stop(number, step, folder):
     """Say so, then let the signal do what it would have done."""
     if hosts.is_first():
-        where = f"saved in {folder}; run the same command to go on" if folder else "lost"
+        where = f"saved in {folder}; {signals.AGAIN}" if folder else "lost"
         print(f"stopped by {number.name} after step {step}: {where}", file=sys.stderr)
-    sys.stderr.flush()
-    sys.stdout.flush()
-    if signal.getsignal(number) == signal.SIG_DFL:
-        hosts.leave()
-    signal.raise_signal(number)
+    signals.die(number)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -285,23 +280,3 @@ def _bar(console: Console, description: str, step: int, num_steps: int) -> Itera
             progress.update(task, completed=done, speed=f"{speed:.3g}", loss=shown)
 
         yield advance
-
-
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGTERM and SIGINT instead of dying; the handlers before come back at the end."""
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number, frame):
-        del frame
-        received.append(signal.Signals(number))
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():  # None: one that was not installed by Python
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

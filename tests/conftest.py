@@ -15,7 +15,8 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 CACHE = pathlib.Path(
-    os.environ.get("JAXPOISON_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "jaxpoison-cache")
+    os.environ.get("JAXPOISON_TEST_CACHE", pathlib.Path(tempfile.gettempdir()) / "jaxpoison-cache"),
+    os.environ.get("PYTEST_XDIST_WORKER", ""),  # jax does not write its entries in one step
 )
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

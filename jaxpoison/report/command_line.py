@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from jaxpoison import hosts
+from jaxpoison import hosts, signals
 from jaxpoison.loops import NonFiniteError
 from jaxpoison.report.study import StudyConfig
 from jaxpoison.types import InputError
@@ -22,7 +22,7 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
     """Parse `config_type` from the command line and call `main` with it.
 
     Exit code 0; 1 if a run became non-finite; 2 for bad input or an unwritable file; 130 if stopped
-    from the keyboard. Errors are one line on standard error, but for a word that does not parse,
+    from the keyboard, 143 by SIGTERM, each with one line. Errors are one line on standard error, but for a word that does not parse,
     which tyro shows in a box. `distributed` and `deterministic` of a `StudyConfig` take effect
     before `main` begins. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
     default ~/.cache/jaxpoison.
@@ -40,6 +40,7 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
         config = _parse(config_type, doc)
         if isinstance(config, StudyConfig):
             hosts.start(distributed=config.distributed, deterministic=config.deterministic)
+        signals.announce()  # after jax, whose start on several hosts installs a handler of its own
         main(config)
     except NonFiniteError as error:
         _stop(str(error), 1)
@@ -48,6 +49,7 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
     except OSError as error:
         _stop(f"{error.strerror}: {error.filename}" if error.filename else str(error), 2)
     except KeyboardInterrupt:
+        print(f"stopped by SIGINT; {signals.AGAIN}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -57,7 +57,8 @@ def main_job(
       chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions,
         which are then spread over all devices.
       accumulate: micro-batches per update of victims and surrogate, see `victims.learner`.
-      mesh: spreads every batch of theirs over its axis "batch", see `victims.training`.
+      mesh: spreads every batch of theirs over its axis "batch", see `victims.training`; seeds are
+        then trained one after another.
 
     Returns: the record, also in result.json.
     Raises: NonFiniteError as in `run_chunks`; InputError as in `Study`, and for unsound data, a
@@ -173,9 +174,9 @@ def _job(
     def training(one):
         return victim_training(one.victim, one.recipe, num, accumulate=accumulate, mesh=mesh)
 
+    repeat = over.spread if mesh is None else over.over_restarts
     trainings = {
-        name: over.spread(training(one), config.victims, chunk=chunk)
-        for name, one in trainees.items()
+        name: repeat(training(one), config.victims, chunk=chunk) for name, one in trainees.items()
     }
     guide = None if surrogate is None else training(surrogate)
     aux = () if surrogate is None else abstract(surrogate.victim)

@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 import sys
 
 import jax
@@ -142,12 +143,33 @@ def test_other_errors_are_not_swallowed(command):
         command(main)
 
 
-def test_the_keyboard_ends_it_quietly(command):
+def test_the_keyboard_ends_it_with_one_line(command):
     def main(config):
         del config
         raise KeyboardInterrupt
 
-    assert command(main) == (130, "", "")
+    line = "stopped by SIGINT; run the same command to go on\n"
+    assert command(main) == (130, "", line)
+
+
+BUSY = """
+import ctypes, dataclasses, os, signal, threading
+from jaxpoison.report import StudyConfig, command_line
+
+def main(config):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    for _ in range(3):
+        ctypes.CDLL(None).usleep(900_000)  # no Python runs in the main thread, as in a compilation
+    ctypes.CDLL(None).pause()
+
+command_line(main, StudyConfig, None)
+"""
+
+
+def test_sigterm_ends_it_with_one_line_though_python_does_not_run():
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM; run the same command to go on\n"
 
 
 def test_the_compilation_cache_has_a_home(command, monkeypatch, tmp_path):
