@@ -126,7 +126,10 @@ def run_chunks(
             # Zero steps: compiles the program, and the state comes back as it was.
             state, _, _ = jax.block_until_ready(chunk(state, data, zero, zero))
             compiled = seconds.compile + time.perf_counter() - started
-            with _bar(console, description, step, num_steps) as advance, signals.collect() as received:
+            with (
+                _bar(console, description, step, num_steps) as advance,
+                signals.collect() as received,
+            ):
                 state, step, seconds = _watch(
                     lambda state, *bounds: chunk(state, data, *bounds),
                     state,

@@ -1,7 +1,7 @@
 """What SIGTERM and SIGINT do: collected while steps are taken, else one line and the end.
 
 Whatever is written is written in one step, so a process may end at any moment and the same command
-goes on. `loops` collects signals to save first; `announce` is for all other moments.
+goes on. `loops` collects signals to save first; `announced` is for all other moments.
 """
 
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from jaxpoison import hosts
 
-__all__ = ["announce", "collect", "die"]
+__all__ = ["AGAIN", "announced", "collect", "die"]
 
 AGAIN = "run the same command to go on"
 
@@ -49,20 +49,31 @@ def die(number: signal.Signals) -> None:
     signal.raise_signal(number)
 
 
-def announce() -> None:
-    """From now on SIGTERM prints one line and ends the process, exit code 143, at once.
+@contextmanager
+def announced() -> Iterator[None]:
+    """Meanwhile SIGTERM prints one line and ends the process, exit code 143, at once.
 
     Python runs a handler between two of its own instructions, and a compilation is none for
     minutes. So the line comes from a thread that reads what the system writes to the wakeup
     descriptor. Only the main thread can install it; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, _announced)
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGTERM, _announced)
+    watch = threading.Thread(target=_watch, args=(reader,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        os.close(writer)
+        watch.join()
+        os.close(reader)
 
 
 def _announced(number, frame):

@@ -22,9 +22,9 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
     """Parse `config_type` from the command line and call `main` with it.
 
     Exit code 0; 1 if a run became non-finite; 2 for bad input or an unwritable file; 130 if stopped
-    from the keyboard, 143 by SIGTERM, each with one line. Errors are one line on standard error, but for a word that does not parse,
-    which tyro shows in a box. `distributed` and `deterministic` of a `StudyConfig` take effect
-    before `main` begins. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
+    from the keyboard, 143 by SIGTERM. Each but 0 is one line on standard error, save a word that
+    does not parse, which tyro shows in a box. `distributed` and `deterministic` of a `StudyConfig`
+    take effect before `main` begins. The compilation cache is kept in JAX_COMPILATION_CACHE_DIR, by
     default ~/.cache/jaxpoison.
 
     Args:
@@ -40,8 +40,8 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
         config = _parse(config_type, doc)
         if isinstance(config, StudyConfig):
             hosts.start(distributed=config.distributed, deterministic=config.deterministic)
-        signals.announce()  # after jax, whose start on several hosts installs a handler of its own
-        main(config)
+        with signals.announced():  # after jax, whose start on several hosts has its own handler
+            main(config)
     except NonFiniteError as error:
         _stop(str(error), 1)
     except InputError as error:

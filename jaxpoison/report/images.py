@@ -6,12 +6,13 @@ import inspect
 import pathlib
 from typing import Any, ClassVar, Literal, Self
 
+import jax
 import jax.numpy as jnp
 
 from jaxpoison import check, data, models, over
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.study import StudyConfig
-from jaxpoison.types import Split, Victim
+from jaxpoison.types import InputError, Split, Victim
 from jaxpoison.victims import recipes
 
 __all__ = ["RECIPES", "ImageConfig", "PaperConfig"]
@@ -77,6 +78,10 @@ class ImageConfig(StudyConfig):
 
         Raises: InputError for more devices than there are.
         """
+        if self.devices > 1 and jax.process_count() > 1:
+            raise InputError(
+                f"devices = {self.devices}; on several hosts it must be 1, where victims are spread"
+            )
         mesh = None if self.devices == 1 else over.device_mesh(self.devices, axis="batch")
         return {"accumulate": self.accumulate, "mesh": mesh}
 
