@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     for benchmark in (bench_step, bench_mapping, bench_conv, bench_unroll):
         benchmark.main(common)
     if options.out == harness.RESULTS:
-        tables.main()
+        tables.main([])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Gradients of convolutions and pools on CPU: the forms tried, against what the library has.
 
-    python -m benchmarks.bench_conv [--repeats 9] [--smoke] [--out DIR]
+    python -m benchmarks.bench_conv [--repeats 12] [--smoke] [--out DIR]
 
 Shapes are those of the early and late layers of the small CNN (batch 128) and ResNet-18 (batch 32).
 `library` is the primitive of models/conv.py, which adds up long sums in groups of images; `one sum`

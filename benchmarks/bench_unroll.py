@@ -21,7 +21,7 @@ __all__ = ["main", "measure"]
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = harness.parser(__doc__)
+    parser = harness.parser(__doc__, timed=False)
     parser.add_argument("--problem", help="only the problems whose name contains this word")
     options = parser.parse_args(arguments)
     with harness.command(options):

@@ -13,6 +13,7 @@ import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -161,15 +162,16 @@ def write(out: pathlib.Path, name: str, content: dict[str, Any]) -> pathlib.Path
     return path
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options all benchmarks share."""
+def parser(doc: str | None, *, timed: bool = True) -> argparse.ArgumentParser:
+    """The options all benchmarks share; `repeats` only where something is timed."""
     result = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
         "--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing"
     )
-    result.add_argument("--repeats", type=int, default=12, help="timed rounds (default 12)")
+    if timed:
+        result.add_argument("--repeats", type=int, default=12, help="timed rounds (default 12)")
     result.add_argument(
         "--out", type=pathlib.Path, default=RESULTS, help="folder of the JSON (default: results/)"
     )
@@ -182,6 +184,10 @@ def command(options: argparse.Namespace | None = None) -> Iterator[None]:
     try:
         if options is not None and options.smoke and options.out.resolve() == RESULTS:
             raise InputError("--smoke measures nothing: give it an --out of its own")
+        if options is not None:  # minutes of measuring must not end where they cannot be written
+            options.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=options.out):
+                pass
         # Passive waiting: idle threads of the other framework must not count as its work.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         jax.config.update("jax_enable_compilation_cache", False)

@@ -5,6 +5,7 @@
 writes each table between its marks `<!-- NAME -->` and `<!-- end -->` of the page.
 """
 
+import argparse
 import json
 import pathlib
 import re
@@ -19,8 +20,9 @@ PAGE = pathlib.Path(__file__).parent / "README.md"
 OURS = "jaxpoison"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command."""
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
     with harness.command():
         text = filled(PAGE.read_text(), harness.RESULTS)
         temporary = PAGE.with_suffix(".tmp")

@@ -107,7 +107,7 @@ class Export:
     target: int | None = None
     """benchmark: row of the target image in the test set. None: as the manifest says."""
 
-    target_split: str = "test"
+    target_split: str | None = None
     """benchmark: the split of that row."""
 
     data_dir: pathlib.Path | None = None

@@ -44,7 +44,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     *,
     target: int | None = None,
-    target_split: str = "test",
+    target_split: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
     """Write the data of a poison folder, as the victim sees them, in another format.
@@ -67,7 +67,7 @@ def export(
         folder's name.
       target: "benchmark" only: row of the target image in `target_split` of the source. None: as
         the manifest says under extra["target"] = {"split": ..., "row": ...}.
-      target_split: the split of `target`.
+      target_split: "benchmark" only: the split of `target`; None is "test".
       data_dir: "benchmark" only: folder of the source data set; None is as in the manifest.
 
     Returns:
@@ -78,8 +78,10 @@ def export(
       a full disk. Then nothing is left behind.
     """
     check.one_of(FORMATS, to=to)
-    if to != "benchmark" and target is not None:
-        raise InputError(f"target = {target} is read by the format benchmark alone, not by {to}")
+    unread = {"target": target, "target_split": target_split, "data_dir": data_dir}
+    for option, value in unread.items():
+        if to != "benchmark" and value is not None:
+            raise InputError(f"{option} = {value} is for the format benchmark alone, not for {to}")
     folder = pathlib.Path(path)
     stored = read(folder)
     name = folder.resolve().name
@@ -91,7 +93,9 @@ def export(
         raise InputError(f"{folder} holds {domain} values; {to} cannot hold them without loss")
     if to in ("png", "tfds") and image.shape[3] not in (1, 3, 4):
         raise InputError(f"images have {image.shape[3]} channels; {to} holds 1, 3 or 4")
-    aim = _target(stored.manifest, target, target_split, data_dir) if to == "benchmark" else None
+    aim = None
+    if to == "benchmark":
+        aim = _target(stored.manifest, target, target_split or "test", data_dir)
     classes = _classes(stored.manifest, label)
     rows = stored.source_rows
     poison = _Poison(name, image, label, stored.mask, rows, stored.manifest, classes, aim)

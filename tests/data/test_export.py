@@ -262,7 +262,9 @@ def test_bad_words_are_one_line_and_what_is_there_is_kept(poison, tmp_path, caps
         (["--to", "png", "--out", str(tmp_path / "link")], "link exists; nothing was touched"),
         (["--to", "npz", "--out", "x.npz"], "an export is a folder"),
         (["--to", "npz", "--out", str(tmp_path / "home" / "thesis.txt" / "x")], "cannot write"),
-        (["--to", "npz", "--target", "3"], "read by the format benchmark alone"),
+        (["--to", "npz", "--target", "3"], "target = 3 is for the format benchmark alone"),
+        (["--to", "png", "--data-dir", "x"], "data_dir = x is for the format benchmark alone"),
+        (["--to", "tfds", "--target-split", "train"], "target_split = train is for"),
     ]
     for words, message in cases:
         assert main(["export", str(poison), *words]) == 2
