@@ -12,10 +12,11 @@ from benchmarks import bench_conv, bench_mapping, bench_step, bench_unroll, harn
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = harness.parser(__doc__).parse_args(arguments)
-    common = ["--repeats", str(options.repeats), "--out", str(options.out)]
+    common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
-    for benchmark in (bench_step, bench_mapping, bench_conv, bench_unroll):
-        benchmark.main(common)
+    for benchmark in (bench_step, bench_mapping, bench_conv):
+        benchmark.main(["--repeats", str(options.repeats), *common])
+    bench_unroll.main(common)
     if options.out == harness.RESULTS:
         tables.main([])
 

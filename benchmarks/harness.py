@@ -163,7 +163,7 @@ def write(out: pathlib.Path, name: str, content: dict[str, Any]) -> pathlib.Path
 
 
 def parser(doc: str | None, *, timed: bool = True) -> argparse.ArgumentParser:
-    """The options all benchmarks share; `repeats` only where something is timed."""
+    """The options all benchmarks share; --repeats where something is timed."""
     result = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -184,10 +184,8 @@ def command(options: argparse.Namespace | None = None) -> Iterator[None]:
     try:
         if options is not None and options.smoke and options.out.resolve() == RESULTS:
             raise InputError("--smoke measures nothing: give it an --out of its own")
-        if options is not None:  # minutes of measuring must not end where they cannot be written
-            options.out.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=options.out):
-                pass
+        if options is not None and not getattr(options, "list", False):
+            _probe(options.out)
         # Passive waiting: idle threads of the other framework must not count as its work.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         jax.config.update("jax_enable_compilation_cache", False)
@@ -196,6 +194,19 @@ def command(options: argparse.Namespace | None = None) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _probe(out: pathlib.Path) -> None:
+    """InputError unless files can be made in `out` or in what is there of its parents."""
+    place = out.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"cannot write to --out {out}: {place} is no folder")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError(f"cannot write to --out {out}: {check.one_line(error)}") from error
 
 
 def _mib(memory: Any, field: str) -> float | None:

@@ -22,7 +22,8 @@ OURS = "jaxpoison"
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=form).parse_args(arguments)
     with harness.command():
         text = filled(PAGE.read_text(), harness.RESULTS)
         temporary = PAGE.with_suffix(".tmp")

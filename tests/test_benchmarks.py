@@ -245,3 +245,33 @@ def test_the_page_holds_the_tables_of_the_committed_records_and_nothing_else():
 def test_a_smoke_run_does_not_replace_a_record(capsys):
     with pytest.raises(SystemExit, match="--smoke measures nothing"):
         bench_unroll.main(["--smoke"])
+
+
+@pytest.mark.parametrize("main", [bench_unroll.main, bench_conv.main, accelerator.main])
+def test_an_out_that_cannot_be_made_is_refused_before_anything_runs(main, tmp_path, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("x")
+
+    def never(*args, **kwargs):
+        raise AssertionError("it began")
+
+    for module, name in ((bench_unroll, "measure"), (bench_conv, "measure")):
+        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(accelerator, "_run_apart", never)
+    with pytest.raises(SystemExit, match="error: cannot write to --out .*thesis.txt is no folder"):
+        main(["--smoke", "--out", str(tmp_path / "thesis.txt" / "deep" / "er")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
+
+
+def test_commands_take_only_options_that_do_something(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- step -->\nold\n<!-- end -->")
+    monkeypatch.setattr(tables, "PAGE", page)
+    for main, words in (
+        (tables.main, ["--help"]),
+        (tables.main, ["--nosuch"]),
+        (bench_unroll.main, ["--repeats", "3"]),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+    assert "unrecognized arguments: --repeats 3" in capsys.readouterr().err
+    assert "old" in page.read_text()

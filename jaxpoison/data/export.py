@@ -82,6 +82,10 @@ def export(
     for option, value in unread.items():
         if to != "benchmark" and value is not None:
             raise InputError(f"{option} = {value} is for the format benchmark alone, not for {to}")
+    if target_split is not None and target is None:
+        raise InputError(
+            f"target_split = {target_split} is the split of a target: name its row too"
+        )
     folder = pathlib.Path(path)
     stored = read(folder)
     name = folder.resolve().name

@@ -150,7 +150,10 @@ def sep_surrogate(*, epochs: int = 120) -> Recipe:
 
 
 def gue(*, epochs: int = 100) -> Recipe:
-    """Liu et al. 2024, game unlearnable examples: rate 0.01, x 0.1 at 3/4 and 9/10."""
+    """Liu et al. 2024, game unlearnable examples: rate 0.01, x 0.1 at 3/4 and 9/10.
+
+    Their adversarially trained victim belongs to the robust-training defenses, not here.
+    """
     recipe = _common(epochs, "GUE code, evaluation.py")
     return _steps(dataclasses.replace(recipe, learning_rate=0.01, batch_size=256), (3, 4), (9, 10))
 

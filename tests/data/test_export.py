@@ -265,6 +265,7 @@ def test_bad_words_are_one_line_and_what_is_there_is_kept(poison, tmp_path, caps
         (["--to", "npz", "--target", "3"], "target = 3 is for the format benchmark alone"),
         (["--to", "png", "--data-dir", "x"], "data_dir = x is for the format benchmark alone"),
         (["--to", "tfds", "--target-split", "train"], "target_split = train is for"),
+        (["--to", "benchmark", "--target-split", "test"], "target_split = test is the split of a"),
     ]
     for words, message in cases:
         assert main(["export", str(poison), *words]) == 2
