@@ -2,7 +2,8 @@
 
 XLA's own count takes a loop's body once and, on CPU, sees the weight gradient inside a loop; this
 one multiplies by the length of each scan. 2 operations per product; the zeros that a dilation puts
-into an image count nothing, those of padding count.
+into an image count nothing, those of padding count. Where a convolution differs by platform, it is
+the form of the default device that counts.
 """
 
 import math
@@ -32,12 +33,15 @@ def _of_equation(equation: Any) -> float:
         terms = math.prod(shape[axis] for axis in contracted)
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * terms
     if name == "bilinear_conv":
-        return _of_conv(equation, -1, settings["window"].lhs_dilation)
+        return _of_cpu_conv(equation, settings["window"])
     if name == "conv_general_dilated":
         outputs = settings["dimension_numbers"].rhs_spec[0]
         return _of_conv(equation, outputs, settings["lhs_dilation"])
-    if name == "cond":  # also the choice of a platform: all branches do the same work
-        return max(_count(branch.jaxpr) for branch in settings["branches"])
+    if name == "cond":  # also the choice of a platform
+        on_cpu = [b for b in settings["branches"] if "bilinear_conv" in str(b.jaxpr)]
+        others = [b for b in settings["branches"] if b not in on_cpu]
+        here = on_cpu if jax.default_backend() == "cpu" else others
+        return max(_count(branch.jaxpr) for branch in here or settings["branches"])
     repeats = settings["length"] if name == "scan" else 1
     return repeats * sum(_count(inner) for inner in _inner(settings))
 
@@ -47,6 +51,15 @@ def _of_conv(equation: Any, outputs: int, dilation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     terms = math.prod(kernel) / kernel[outputs]
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * terms / math.prod(dilation)
+
+
+def _of_cpu_conv(equation: Any, window: Any) -> float:
+    """As `_of_conv`, with image and kernel exchanged where the library does so."""
+    x, w = (variable.aval.shape for variable in equation.invars)
+    if math.prod(w[:-2]) <= math.prod(x[1:-1]):
+        return _of_conv(equation, -1, window.lhs_dilation)
+    terms = math.prod(x[1:]) / math.prod(window.rhs_dilation)
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * terms
 
 
 def _inner(settings: dict[str, Any]) -> list[Any]:

@@ -178,7 +178,10 @@ def test_operations_are_counted_by_hand():
     x, w = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
     assert flops.gflop(f, x, w) == 5 * (2 * 2 * 16 * 3 * 27 + 2 * 2 * 16 * 3 * 3) / 1e9
     strided = jax.grad(lambda x: conv_general_dilated(x, w, (2, 2), "SAME").sum())
-    assert flops.gflop(strided, x) == 2 * (2 * 2 * 4 * 3 * 27) / 1e9  # value and gradient, 2x2 out
+    value = 2 * 2 * 16 * 3 * 27
+    assert flops.gflop(strided, jnp.ones((2, 8, 8, 3))) == (value + value) / 1e9  # 4x4 out
+    # 2x2 out: fewer than the kernel has, so the gradient takes the kernel for the image.
+    assert flops.gflop(strided, x) == (value / 4 + 2 * 2 * 16 * 3 * (4 * 3)) / 1e9
 
 
 @pytest.mark.parametrize("name", ["epoch_resnet18", "parity_bf16"])
