@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxpoison import over
+from jaxpoison import check, over
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models import num_params
 from jaxpoison.report.arms import Arm, Stored
@@ -161,6 +161,7 @@ def _job(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Check everything; then craft one training set after another and judge every victim on it."""
+    check.one_of(tuple(arms), main=main)
     trainees = {k: v for k, v in victims.items() if isinstance(v, Trainee)}
     rows_key, victim_key, surrogate_key, attack_key = jax.random.split(
         jax.random.key(config.seed), 4

@@ -80,6 +80,7 @@ class StudyConfig:
     or HOST:PORT,NUM,ID with the address of process 0, the number of processes and this one's."""
 
     def __post_init__(self):
+        object.__setattr__(self, "runs", pathlib.Path(self.runs))
         check.at_least(1, victims=self.victims, craft_seeds=self.craft_seeds)
         check.number(above=0, most=1, share=self.share)
         if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these

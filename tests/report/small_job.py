@@ -28,7 +28,7 @@ def split():
     return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
 
 
-def run(runs, *, data=None, num_steps=1, mesh=None, **options):
+def run(runs, *, data=None, num_steps=1, mesh=None, main="random-noise", **options):
     """The record of clean data and noise on half of it, two victims each, after a surrogate."""
     noise = arm(
         jp.attacks.random_noise,
@@ -47,7 +47,7 @@ def run(runs, *, data=None, num_steps=1, mesh=None, **options):
         split=data or split(),
         source={"name": "blobs"},
         arms={"random-noise": noise},
-        main="random-noise",
+        main=main,
         surrogate=Trainee(victim, recipes.small(epochs=1, batch_size=16)),
         mesh=mesh,
         published=[published("clean", 0.5, "nobody, table 1")],

@@ -225,3 +225,9 @@ def test_a_mesh_spreads_the_batches_of_victims_and_surrogate(finished, tmp_path,
         # Rounding differs, and Adam makes much of it on 48 rows; learner tests compare closely.
         spread = record["arms"][name]["curve"][-1]
         assert spread == pytest.approx(entry["curve"][-1], abs=0.1)
+
+
+def test_an_experiment_about_an_arm_that_is_not_there_ends_before_it_begins(tmp_path):
+    with pytest.raises(jp.InputError, match="main = 'mien'; allowed are"):
+        small_job.run(tmp_path, main="mien")
+    assert not list(tmp_path.iterdir())
