@@ -5,9 +5,8 @@ theta, M followers). All take and give the contracts of `types`, so they nest. K
 the global index of the restart or member: nothing depends on the chunk or on the device count.
 
 Several training sets (arms) of one shape go through the same process one after the other: the
-second compiles nothing. There is no mapping over arms, as it would win nothing: four arms of two
-seeds in one program took 0.90 to 1.11 of the CPU time of the four runs, an MLP as well as a small
-CNN (medians of seven, alternating, two CPU cores), compiled no faster, and held four sets at once.
+second compiles nothing. There is no mapping over arms, as one program for several wins nothing on
+a CPU (benchmarks/bench_mapping.py) and holds all sets at once.
 """
 
 from collections.abc import Callable
