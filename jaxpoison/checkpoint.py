@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 PyTree = Any
+_LEFT_BEHIND = "coroutine 'async_serialize_from_host"  # orbax's, of a save that failed elsewhere
 _UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -111,6 +112,7 @@ def save(
             ocp.save(str(path.absolute() / "state"), _written(state))
         hosts.first(lambda: _seal(path, step, notes))
     except (OSError, ValueError) as error:  # a full disk is either, depending on the moment
+        warnings.filterwarnings("ignore", _LEFT_BEHIND, RuntimeWarning)  # said when collected
         if hosts.is_first():
             shutil.rmtree(path, ignore_errors=True)
         reason = (str(error) or type(error).__name__).splitlines()[0]

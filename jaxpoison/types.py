@@ -17,6 +17,8 @@ __all__ = [
     "Batch",
     "Bilevel",
     "Dataset",
+    "Game",
+    "Generator",
     "Hypergrad",
     "Info",
     "InputError",
@@ -136,6 +138,26 @@ class Victim(NamedTuple):
     features: Callable[..., Array]
 
 
+class Generator(NamedTuple):
+    """A network that makes a perturbation of an image; hashable, and self-describing if shipped.
+
+    Attributes:
+      init: (key) -> Variables.
+      apply: (variables, image, *, train) -> (direction [B, H, W, C] float32 in [-1, 1], new stats).
+        With `train=True` BatchNorm uses batch statistics; else running statistics, and `stats`
+        come back unchanged.
+      name: of its factory in `jaxpoison.models.GENERATORS`; "" for a network of the user's own.
+      image_shape: (H, W, C).
+      options: that factory's keyword arguments, as pairs.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Array, PyTree]]
+    name: str = ""
+    image_shape: tuple[int, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+
 class Learner(NamedTuple):
     """How a victim learns from one batch.
 
@@ -183,12 +205,32 @@ class Bilevel(NamedTuple):
     outer_loss: Callable[..., Array]
 
 
+class Game(NamedTuple):
+    """A follower trains on what a generator makes of a batch; the leader reads it on clean images.
+
+    Attributes:
+      poison: (theta, image [B, H, W, C]) -> (poisoned image, new stats), the generator in train
+        mode; differentiable in theta.params.
+      release: (theta, image) -> poisoned image as a victim gets it, the generator in eval mode.
+      follower: its `loss` on a poisoned batch is what the follower minimizes.
+      lead: (key, params, stats, batch) -> scalar on a clean batch, follower in train mode;
+        minimized by the attacker.
+    """
+
+    poison: Callable[..., tuple[Array, PyTree]]
+    release: Callable[..., Array]
+    follower: Learner
+    lead: Callable[..., Array]
+
+
 class Hypergrad(NamedTuple):
     """A rule for d(outer loss) / d(theta).
 
     Attributes:
       init: (key, scenario) -> phi.
-      estimate: (key, theta, phi, scenario) -> (gradient like theta, phi, outer loss).
+      estimate: (key, theta, phi, scenario) -> (gradient like theta, phi, outer loss). Where theta
+        is the Variables of a generator, the gradient is Variables too: d/d params, and in the place
+        of `stats` the running statistics after this step (see `perturb.moving`).
     """
 
     init: Callable[..., PyTree]
@@ -217,12 +259,15 @@ class Attack(NamedTuple):
       step: (key, state, scenario) -> (state, info); info holds at least the fields of `Info`.
       poison: (state, scenario) -> Dataset, float32 images, before rounding to grey levels.
       single: under `over_restarts` and `over_devices` the attack they repeat, else None.
+      generator: of attacks that train one: (state) -> its Variables, as `poison` uses them; such a
+        state poisons any scenario of the same image shape. Else None.
     """
 
     init: Callable[..., PyTree]
     step: Callable[..., tuple[PyTree, Any]]
     poison: Callable[..., Dataset]
     single: "Attack | None" = None
+    generator: Callable[..., Variables] | None = None
 
 
 class Training(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpoison import perturb, tree
-from jaxpoison.types import Attack, Hypergrad, Info, Perturbation
+from jaxpoison.types import Attack, Hypergrad, Info, Perturbation, Variables
 
 __all__ = ["BilevelState", "bilevel", "closed_form"]
 
@@ -28,7 +28,8 @@ def bilevel(space: Perturbation, hypergrad: Hypergrad, tx: optax.GradientTransfo
     Args:
       space: what theta is, how it enters the images, and its budget.
       hypergrad: the gradient rule; it also owns the follower.
-      tx: gradients to updates, e.g. `optax.sign_sgd(eps / 10)` or `optax.adam(0.1)`.
+      tx: gradients to updates, e.g. `optax.sign_sgd(eps / 10)` or `optax.adam(0.1)`; of a generator
+        `perturb.moving(optax.adam(1e-4))`.
 
     Returns: an Attack whose info is `Info`.
     """
@@ -71,6 +72,6 @@ def closed_form(space: Perturbation) -> Attack:
 
 
 def info(loss, gradient) -> Info:
-    """Loss, gradient norm, and whether both are finite."""
-    size = tree.norm(gradient)
+    """Loss, gradient norm, and whether both are finite; of a generator, that of its parameters."""
+    size = tree.norm(gradient.params if isinstance(gradient, Variables) else gradient)
     return Info(loss, size, jnp.isfinite(loss) & jnp.isfinite(size))

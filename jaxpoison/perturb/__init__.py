@@ -2,6 +2,7 @@
 
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
+from jaxpoison.perturb.generator import generated, generator, moving
 from jaxpoison.perturb.initial import normal, uniform, zero
 from jaxpoison.perturb.per_sample import per_sample, poison
 from jaxpoison.perturb.projections import (
@@ -15,6 +16,9 @@ from jaxpoison.perturb.projections import (
 __all__ = [
     "Budget",
     "class_wise",
+    "generated",
+    "generator",
+    "moving",
     "normal",
     "per_sample",
     "poison",
