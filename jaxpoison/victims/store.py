@@ -3,25 +3,22 @@
     <path>/victim.json    network, image shape, classes, recipe, training set, versions, accuracy
     <path>/00000000/      the arrays (orbax) with the SHA-256 of every file
 
-The folder is filled under a temporary name and renamed, so it is whole or absent. No pickle.
+The folder is whole or absent, see `data.saved`.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpoison import check, checkpoint, hosts, models
-from jaxpoison.data.manifest import as_json, leftovers, versions
+from jaxpoison import check, models
+from jaxpoison.data import saved
+from jaxpoison.data.manifest import versions
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
 from jaxpoison.types import Dataset, InputError, TrainState, Variables, Victim
@@ -30,8 +27,7 @@ from jaxpoison.victims.recipe import Recipe
 
 __all__ = ["Card", "Trained", "load", "save"]
 
-SCHEMA = 1
-CARD = "victim.json"
+KIND = saved.Kind("victim.json", "saved victim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +100,12 @@ def save(
     Errors: InputError for a network that the arrays are not of, an option that cannot be stored,
       an existing or unwritable path, a full disk; nothing is left behind then.
     """
-    target = pathlib.Path(path)
     victim, name = _network(network, image_shape, num_classes, dict(options or {}))
     variables = state.variables if isinstance(state, TrainState) else state
     num = len(jax.tree.leaves(variables)[0]) if is_stacked(victim, variables) else None
     card = Card(
         name,
-        _plain_options(options or {}),
+        saved.plain_options(options or {}),
         _checked_shape(victim, image_shape, num_classes),
         num_classes,
         num,
@@ -119,11 +114,7 @@ def save(
         _values(accuracy, num or 1),
         versions(),
     )
-    content = {"schema": SCHEMA} | as_json(dataclasses.asdict(card), CARD)
-    with _placed(target) as staging:
-        seal = checkpoint.sealed(content)
-        hosts.first(lambda: checkpoint.write_json(staging / CARD, seal))
-        checkpoint.save(staging, 0, variables, notes={"card": seal["sha256"]})
+    saved.write(pathlib.Path(path), KIND, dataclasses.asdict(card), variables)
     return card
 
 
@@ -139,7 +130,7 @@ def load(path: str | os.PathLike[str], *, victim: Victim | None = None) -> Train
       the arrays are not of, or no network for arrays of your own.
     """
     folder = pathlib.Path(path)
-    card, seal = _read(folder)
+    card, seal = saved.read_card(folder, KIND, _card)
     if victim is None:
         if card.network is None:
             raise InputError(f"{folder} holds a network of your own; pass it as victim=")
@@ -148,13 +139,7 @@ def load(path: str | os.PathLike[str], *, victim: Victim | None = None) -> Train
     lead = () if card.num is None else (card.num,)
     shapes = jax.eval_shape(victim.init, jax.random.key(0))
     like = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), shapes)
-    try:
-        found = checkpoint.restore(folder, like, read=lambda notes: notes["card"])
-    except InputError as error:
-        raise InputError(f"{folder} cannot be loaded: {error}") from error
-    if found is None or found.notes != seal:
-        raise InputError(f"{folder} cannot be loaded: its arrays are missing or of another save")
-    return Trained(victim, found.state, card)
+    return Trained(victim, saved.read_arrays(folder, seal, like), card)
 
 
 def _network(
@@ -162,28 +147,11 @@ def _network(
 ) -> tuple[Victim, str | None]:
     """The network as `load` will make it, and its name, if it has one."""
     if isinstance(network, str):
-        kept = _options(json.loads(json.dumps(_plain_options(options))))
+        kept = saved.typed_options(saved.plain_options(options))
         return models.create(network, image_shape, num_classes, **kept), network
     if options:
         raise InputError("options are for a network of models.create; yours has its own")
     return network, None
-
-
-def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON values, a dtype by its name."""
-    named = {k: jnp.dtype(v).name if k == "dtype" else v for k, v in options.items()}
-    for key, value in named.items():
-        if callable(value):
-            raise InputError(f"option {key} is a function and cannot be stored; pass the Victim")
-    return as_json(named, "options")
-
-
-def _options(stored: dict[str, Any]) -> dict[str, Any]:
-    return {k: jnp.dtype(v) if k == "dtype" else _tuples(v) for k, v in stored.items()}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _checked_shape(
@@ -214,64 +182,9 @@ def _values(accuracy: Interval | Sequence[float] | None, num: int) -> list[float
     return numbers
 
 
-def _read(folder: pathlib.Path) -> tuple[Card, str]:
-    """The card of a folder and its seal."""
-    path = folder / CARD
-    try:
-        text = path.read_bytes().decode()
-        content = json.loads(text)
-        seal = content.pop("sha256")
-        if checkpoint.json_text(checkpoint.sealed(content)) != text:
-            raise ValueError("it was damaged or changed")
-        if content.pop("schema") != SCHEMA:
-            raise ValueError(f"its schema is not {SCHEMA}")
-        fields = content | {"options": _options(content["options"])}
-        if fields["recipe"] is not None:
-            settings = {k: _tuples(v) for k, v in fields["recipe"].items()}
-            fields["recipe"] = Recipe(**settings)
-        return Card(**fields | {"image_shape": tuple(content["image_shape"])}), seal
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is no saved victim: it has no {CARD}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: {check.one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _placed(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill beside `target`, renamed to it at the end; on failure nothing stays."""
-    staging, made = target, []
-    try:
-        staging, *made = map(pathlib.Path, hosts.first(lambda: _stage(target)))
-        yield staging
-        hosts.first(lambda: str(staging.rename(target)))
-        made = []
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
-        raise InputError(f"cannot write {target}: {check.one_line(error)}") from error
-    finally:
-        if hosts.is_first() and staging != target:
-            _remove(staging, made)
-
-
-def _stage(target: pathlib.Path) -> list[str]:
-    """Makes the folder to fill and the parents it lacks; their names, innermost first."""
-    if os.path.lexists(target):
-        raise InputError(f"{target} exists; a saved victim is not overwritten")
-    for left in leftovers(target, "new"):  # of a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.new"
-    missing = [folder for folder in target.parents if not folder.exists()]
-    try:
-        staging.mkdir(parents=True)
-    except OSError:
-        _remove(staging, missing)
-        raise
-    return [str(staging), *map(str, missing)]
-
-
-def _remove(staging: pathlib.Path, made: list[pathlib.Path]) -> None:
-    shutil.rmtree(staging, ignore_errors=True)
-    for folder in made:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+def _card(content: dict[str, Any]) -> Card:
+    """The card that has these entries."""
+    fields = content | {"options": saved.typed_options(content["options"])}
+    if fields["recipe"] is not None:
+        fields["recipe"] = Recipe(**{k: saved.tuples(v) for k, v in fields["recipe"].items()})
+    return Card(**fields | {"image_shape": tuple(content["image_shape"])})
