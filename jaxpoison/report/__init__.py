@@ -6,7 +6,8 @@ from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.record import published
-from jaxpoison.report.study import Study, StudyConfig
+from jaxpoison.report.study import Study
+from jaxpoison.report.study_config import StudyConfig
 
 __all__ = [
     "Arm",

@@ -12,7 +12,7 @@ import jax
 
 from jaxpoison import hosts, signals
 from jaxpoison.loops import NonFiniteError
-from jaxpoison.report.study import StudyConfig
+from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError
 
 __all__ = ["command_line"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxpoison import check, data, models, over
 from jaxpoison.report.preparation import Trainee
-from jaxpoison.report.study import StudyConfig
+from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError, Split, Victim
 from jaxpoison.victims import recipes
 

@@ -11,8 +11,10 @@ from jaxpoison import check, over
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models import num_params
 from jaxpoison.report.arms import Arm, Stored
+from jaxpoison.report.judging import Exam
 from jaxpoison.report.preparation import Trainee, abstract, check_split, rehearse, rows
-from jaxpoison.report.study import Study, StudyConfig
+from jaxpoison.report.study import Study
+from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError, Scenario, Split, Victim
 from jaxpoison.victims import Classical, Recipe, victim_training
 
@@ -205,22 +207,29 @@ def _job(
     scenario = Scenario(train, train, index, aux)
 
     def judge(name, dataset, expect):
+        exam = Exam(Split(dataset, test), expect, study.poisons.entries.get(name))
         for victim, one in victims.items():
-            common = {"split": Split(dataset, test), "expect": expect, "network": victim}
-            if isinstance(one, Trainee):
-                training, epochs = trainings[victim], one.recipe.epochs
-                study.retrain(name, one.victim, training, victim_key, epochs=epochs, **common)
-            else:
-                study.consult(name, one, **common)
+            if isinstance(one, Classical):
+                study.judging.consult(name, exam, one, network=victim)
+                continue
+            study.judging.retrain(
+                name,
+                exam,
+                one.victim,
+                trainings[victim],
+                victim_key,
+                epochs=one.recipe.epochs,
+                network=victim,
+            )
 
     judge("clean", train, clean)
     for name, one in arms.items():
         if isinstance(one, Stored):
-            judge(name, study.adopt(name, one.path, scenario, one.budget), one.expect)
+            judge(name, study.poisons.adopt(name, one.path, scenario, one.budget), one.expect)
             continue
         repeats = [name] + [f"{name}.{s}" for s in range(1, config.craft_seeds)]
         for s, repeat in enumerate(repeats):
-            stored = study.craft(
+            stored = study.poisons.craft(
                 repeat,
                 one.attack,
                 jax.random.fold_in(attack_key, s),
@@ -233,5 +242,7 @@ def _job(
             judge(repeat, stored, one.expect)
         if len(repeats) > 1:
             for victim in victims:
-                study.gather(name, repeats[1:], network=victim)
+                study.judging.gather(name, repeats[1:], network=victim)
+            for repeat in repeats[1:]:
+                study.poisons.forget_picture(repeat)
     return study.finish(main=main, published=published or [])

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from jaxpoison import check
 from jaxpoison.data import check_dataset, poison_rows, poisoned
 from jaxpoison.report.arms import Arm, Stored
-from jaxpoison.report.study import StudyConfig
+from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
 from jaxpoison.victims import Recipe
 

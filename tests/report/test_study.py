@@ -17,6 +17,7 @@ import jaxpoison as jp
 from jaxpoison import checkpoint, loops
 from jaxpoison.lock import NAME
 from jaxpoison.report import Study, StudyConfig, figures, tables
+from jaxpoison.report.judging import Exam
 from jaxpoison.types import Dataset, InputError, Scenario
 from tests.report import small_job
 
@@ -188,7 +189,7 @@ def test_only_rows_that_may_change_are_drawn(tmp_path, monkeypatch):
     train = small_job.split().train
     scenario = Scenario(train, train, jnp.array([40, 3], jnp.int32))
     study = Study("some", StudyConfig(runs=tmp_path), console=Console(quiet=True))
-    stored = study.craft(
+    stored = study.poisons.craft(
         "noise",
         jp.over_restarts(jp.attacks.random_noise(eps=0.1), 2),
         jax.random.key(0),
@@ -214,8 +215,8 @@ def test_targets_are_judged_victim_by_victim(tmp_path):
     study = Study("some", StudyConfig(runs=tmp_path, victims=3), console=Console(quiet=True))
     key = jax.random.key(0)
     wanted = Dataset(data.test.image[:5], (data.test.label[:5] + 1) % small_job.CLASSES)
-    study.retrain("clean", net, seeds, key, data, epochs=1, expect="-", targets=wanted)
-    check_arm(study.arms["clean"], seeds=3)
+    study.judging.retrain("clean", Exam(data, "-", targets=wanted), net, seeds, key, epochs=1)
+    check_arm(study.judging.arms["clean"], seeds=3)
     state, _, _ = loops.run_chunks(seeds, key, data, num_steps=1)
     kernel, bias = (np.asarray(state.params["Dense_0"][k]) for k in ("kernel", "bias"))
     x = np.asarray(wanted.image).reshape(1, 5, -1) / 255
@@ -223,7 +224,7 @@ def test_targets_are_judged_victim_by_victim(tmp_path):
     p = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)
     label = np.asarray(wanted.label)
     rate = np.mean(z.argmax(axis=2) == label, axis=1)
-    arm = study.arms["clean"]
+    arm = study.judging.arms["clean"]
     np.testing.assert_allclose(arm["success_rate"]["values"], rate, rtol=1e-6)
     intended = p[:, np.arange(5), label].mean(axis=1)
     np.testing.assert_allclose(arm["intended_probability"]["values"], intended, rtol=1e-5)
@@ -237,8 +238,8 @@ def test_victims_whose_sets_stay_on_disk_are_judged_alike(tmp_path):
     parts = jp.data.StreamSplit(*(jp.data.hold(part) for part in data))
     study = Study("some", StudyConfig(runs=tmp_path, victims=2), console=Console(quiet=True))
     for name, training, split in (("clean", seeds, data), ("again", disk, parts)):
-        study.retrain(name, net, training, jax.random.key(0), split, epochs=1, expect="-")
-    clean, again = study.arms["clean"], study.arms["again"]
+        study.judging.retrain(name, Exam(split, "-"), net, training, jax.random.key(0), epochs=1)
+    clean, again = study.judging.arms["clean"], study.judging.arms["again"]
     for field in ("final_accuracy", "train_accuracy", "per_class", "confusion"):
         assert again[field] == clean[field]
     np.testing.assert_allclose(again["curve"], clean["curve"], rtol=1e-6)

@@ -1,0 +1,126 @@
+"""Fresh victims of every training set, trained and judged: the entries of a record."""
+
+import time
+from typing import Any, NamedTuple
+
+from jaxpoison import checkpoint, hosts
+from jaxpoison.data import StreamSplit
+from jaxpoison.report import record
+from jaxpoison.report.study_config import StudyConfig
+from jaxpoison.report.work import Work
+from jaxpoison.types import Dataset, Key, Split, Streaming, Training, Victim
+from jaxpoison.victims import Classical, hits, interval, judge, judge_classical, judge_streamed
+
+__all__ = ["Exam", "Judging"]
+
+
+class Exam(NamedTuple):
+    """One training set, and what victims that learned from it are judged on.
+
+    Attributes:
+      split: the training set, and the clean test set; a StreamSplit where they stay on disk.
+      expect: one line for the reader.
+      poison: {norm, eps, measured, psnr, ssim}; None for clean data.
+      targets: target images with the labels the attacker wants; None where none are.
+    """
+
+    split: Split | StreamSplit
+    expect: str
+    poison: dict[str, Any] | None = None
+    targets: Dataset | None = None
+
+
+class Judging:
+    """The victims of one run folder, below `victims/`.
+
+    Args:
+      work: the run folder.
+      config: `victims` and `seed` are read.
+
+    Attributes:
+      arms: the entries of the record so far.
+    """
+
+    def __init__(self, work: Work, config: StudyConfig):
+        self._work, self._config = work, config
+        self.arms: dict[str, dict[str, Any]] = {}
+
+    def retrain(
+        self,
+        arm: str,
+        exam: Exam,
+        victim: Victim,
+        training: Training | Streaming,
+        key: Key,
+        *,
+        epochs: int,
+        network: str = "",
+    ) -> None:
+        """Train fresh victims on one training set and judge them.
+
+        Args:
+          arm: name of the training set.
+          exam: the set, and what they are judged on.
+          victim: the network.
+          training: `over_restarts` of its training, or a `streamed_training` with seeds; R is the
+            number of seeds. Build it once.
+          key: of the victims; the same for all arms, so that seeds are paired.
+          epochs: to train.
+          network: name of the victim where an experiment has several; the entry and its folder are
+            then NETWORK/ARM.
+        """
+        name = record.entry(arm, network)
+        state, info, _ = self._work.run("victims", name, training, key, exam.split, epochs)
+        sets: Any = exam.split
+        if isinstance(training, Streaming):
+            judgment = judge_streamed(victim, state, info, *sets, max_bytes=training.max_bytes)
+        else:
+            judgment = judge(victim, state, info, *sets)
+        success = () if exam.targets is None else hits(victim, state, exam.targets)
+        self.arms[name] = record.arm(
+            judgment, *success, expect=exam.expect, poison=exam.poison, victim=network or None
+        )
+
+    def consult(self, arm: str, exam: Exam, victim: Classical, *, network: str) -> None:
+        """Judge victims that are no networks; kept in victims/NETWORK/ARM/entry.json.
+
+        Args:
+          arm: name of the training set.
+          exam: the set, and what they are judged on.
+          victim: the classifier; seeds are those of the settings.
+          network: name of the victim.
+        """
+        name = record.entry(arm, network)
+        file = f"victims/{name}/entry.json"
+        entry = self._work.read(file, {"final_accuracy": dict, "curve": list})
+        if entry is None:
+            began = time.perf_counter()
+
+            def judged() -> dict[str, Any]:
+                seeds = {"num": self._config.victims, "seed": self._config.seed}
+                sets: Any = exam.split
+                judgment = judge_classical(victim, *sets, **seeds)
+                entry = record.arm(judgment, expect=exam.expect, poison=exam.poison, victim=network)
+                path = self._work.folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_json(path, entry)
+                return entry
+
+            entry = hosts.first(judged)
+            self._work.note(f"victims {name}", time.perf_counter() - began)
+        self.arms[name] = entry
+
+    def gather(self, arm: str, repeats: list[str], *, network: str = "") -> None:
+        """Fold repeats of an arm, crafted with other keys, into it as `craft_seeds`.
+
+        Args:
+          arm: the arm that stays.
+          repeats: arms that go; `craft_seeds` is the interval over the mean final accuracies of
+            `arm` and all of them.
+          network: as in `retrain`.
+        """
+        entries = [record.entry(name, network) for name in [arm, *repeats]]
+        means = [self.arms[name]["final_accuracy"]["mean"] for name in entries]
+        self.arms[entries[0]]["craft_seeds"] = interval(means)._asdict()
+        for name in entries[1:]:
+            del self.arms[name]

@@ -1,0 +1,139 @@
+"""The training sets of a study: crafted, written, verified, read back; kept in `poison/<arm>/`."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpoison import hosts, over
+from jaxpoison.data import poisoned
+from jaxpoison.perturb import Budget
+from jaxpoison.report.work import Work
+from jaxpoison.types import Attack, Dataset, InputError, Key, Scenario
+from jaxpoison.victims import similarity
+
+__all__ = ["Poisons"]
+
+SHOWN = 8  # images in grid.png: the first rows that may change
+
+
+class Poisons:
+    """The poisoned training sets of one run folder.
+
+    Args:
+      work: the run folder.
+      settings: of the study, for the manifests.
+
+    Attributes:
+      entries: by arm, what the record has of its poison: {norm, eps, measured, psnr, ssim}.
+      clean: uint8 images of the first rows that may change, for grid.png; none before there is a
+        poison.
+      images: by arm, the same rows poisoned.
+    """
+
+    def __init__(self, work: Work, settings: dict[str, Any]):
+        self._work, self._settings = work, settings
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.clean, self.images = np.zeros(0), {}
+        self._shown = np.zeros(0, int)
+
+    def craft(
+        self,
+        arm: str,
+        attack: Attack,
+        key: Key,
+        scenario: Scenario,
+        *,
+        num_steps: int,
+        budget: Budget,
+        source: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+    ) -> Dataset:
+        """Run an attack, write its poison folder, verify it, and read it back.
+
+        Args:
+          arm: name of the arm and its folders.
+          attack: an attack, or restarts of one (the best is taken).
+          key: of the attack.
+          scenario: what it knows.
+          num_steps: steps to run.
+          budget: what the folder promises.
+          source: where the training set came from: {name, split, data_dir}, as `data.load` takes.
+          settings: the attack's settings, for the manifest.
+
+        Returns: the stored training set (uint8), as victims will see it.
+        Raises: InputError if the stored poison breaks its budget.
+        """
+        path = self._work.folder / "poison" / arm
+        if not hosts.first(path.exists):
+            state, info, seconds = self._work.run("craft", arm, attack, key, scenario, num_steps)
+            if attack.single is not None:
+                attack, state = over.best_of(attack, state, info)
+            began = time.perf_counter()
+
+            def write() -> None:
+                poisoned.write(
+                    path,
+                    poisoned=jax.device_get(_poison(attack, state, scenario)),
+                    clean=scenario.train,
+                    index=scenario.index,
+                    attack=arm,
+                    settings=self._settings | {"num_steps": num_steps} | (settings or {}),
+                    norm=budget.norm,
+                    eps=budget.eps,
+                    source=source,
+                    key=key,
+                    wall_time_s=seconds.compile + seconds.steps,
+                )
+
+            hosts.first(write)
+            self._work.note(f"write {arm}", time.perf_counter() - began)
+        return self.adopt(arm, path, scenario, budget)
+
+    def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget) -> Dataset:
+        """The training set of a poison folder that keeps its promises; notes how close it is.
+
+        Args:
+          arm: name of the arm.
+          path: the folder, of this run or written elsewhere.
+          scenario: as in `craft`.
+          budget: what the folder promises.
+
+        Raises: InputError if it does not verify.
+        """
+        began = time.perf_counter()
+        stored = poisoned.read(path)
+        report = poisoned.verify(path, scenario.train)
+        failed = [check for check in report.checks if check.passed is False]
+        if failed:
+            raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+        close = similarity(scenario.train.image, stored.dataset.image)
+        self.entries[arm] = {
+            "norm": budget.norm,
+            "eps": budget.eps,
+            "measured": report.manifest.measured["norm_max"],
+            "psnr": close.psnr,
+            "ssim": close.ssim,
+        }
+        if not self.images:
+            self._shown = np.asarray(scenario.index)[:SHOWN]
+            self.clean = np.asarray(scenario.train.image[self._shown])
+        self.images[arm] = np.asarray(stored.dataset.image[self._shown])
+        self._work.note(f"verify {arm}", time.perf_counter() - began)
+        return stored.dataset
+
+    def forget_picture(self, arm: str) -> None:
+        """Leave an arm out of grid.png."""
+        self.images.pop(arm, None)
+
+    def check_files(self) -> None:
+        """An InputError for poison that is not as it was written."""
+        for path in sorted((self._work.folder / "poison").glob("[!.]*")):
+            poisoned.check_files(path)
+
+
+@jax.jit(static_argnums=0)
+def _poison(attack: Attack, state: Any, scenario: Scenario) -> Dataset:
+    return attack.poison(state, scenario)
