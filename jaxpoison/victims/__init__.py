@@ -1,6 +1,7 @@
 """Victims in training: how they learn, by which recipe, and how they are judged."""
 
 from jaxpoison.victims import recipes
+from jaxpoison.victims.adversarial import adversarial_learner, pgd, trades_learner
 from jaxpoison.victims.classical import CLASSICAL, Classical, judge_classical
 from jaxpoison.victims.evaluate import (
     Assessment,
@@ -33,6 +34,7 @@ __all__ = [
     "Similarity",
     "Trained",
     "accuracy",
+    "adversarial_learner",
     "assess",
     "confusion",
     "hits",
@@ -43,11 +45,13 @@ __all__ = [
     "learner",
     "load",
     "logits",
+    "pgd",
     "recipes",
     "save",
     "similarity",
     "streamed_training",
     "targeted",
+    "trades_learner",
     "training",
     "victim_training",
 ]

@@ -1,5 +1,6 @@
-"""How a victim learns from a batch: an optax rule on its weighted cross-entropy."""
+"""How a victim learns from a batch: an optax rule on the weighted mean of its rows' losses."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +10,19 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxpoison import check, tree
-from jaxpoison.types import Batch, Learner, TrainState, Victim
+from jaxpoison.types import Batch, Key, Learner, TrainState, Variables, Victim
 
-__all__ = ["StepInfo", "learner"]
+__all__ = ["StepInfo", "cross_entropy", "learner"]
+
+Losses = Callable[..., tuple[Array, tuple[Array, Any]]]
+"""(victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), train mode."""
 
 
 class StepInfo(NamedTuple):
     """Diagnostics of one update.
 
     Attributes:
-      outer_loss: the weighted cross-entropy of the batch, before the update.
+      outer_loss: the weighted mean loss of the batch, before the update.
       grad_norm: L2 norm of its gradient over all parameters.
       finite: whether both are finite.
       accuracy: share of the batch classified as labeled, by weight, in train mode.
@@ -30,10 +34,34 @@ class StepInfo(NamedTuple):
     accuracy: Float[Array, "..."]
 
 
-def learner(victim: Victim, tx: optax.GradientTransformation, *, accumulate: int = 1) -> Learner:
+def cross_entropy(
+    victim: Victim, key: Key, variables: Variables, batch: Batch
+) -> tuple[Float[Array, " b"], tuple[Float[Array, "b l"], Any]]:
+    """CE(z_i, y_i) row by row, z in train mode (batch statistics).
+
+    Args:
+      victim: the network.
+      key: its own (dropout).
+      variables: its arrays.
+      batch: images and labels; weights are not read.
+
+    Returns: (losses [B], (logits [B, L], new running statistics)).
+    """
+    logits, stats = victim.apply(variables, batch.image, train=True, key=key)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
+    return losses, (logits, stats)
+
+
+def learner(
+    victim: Victim,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    losses: Losses = cross_entropy,
+) -> Learner:
     """Supervised training of `victim` by the optax rule `tx`.
 
-    loss = sum_i w_i CE(z_i, y_i) / sum_i w_i,  z in train mode (batch statistics);
+    loss = sum_i w_i l_i / sum_i w_i,  l_i = CE(z_i, y_i), z in train mode (batch statistics);
     step: params <- params + tx(d loss / d params), running statistics updated.
 
     A row of weight 0 counts for nothing but batch statistics: a network with BatchNorm sees it.
@@ -49,6 +77,8 @@ def learner(victim: Victim, tx: optax.GradientTransformation, *, accumulate: int
       victim: the network.
       tx: gradients to updates; weight decay, clipping and the schedule are part of it.
       accumulate: k, at least 1; 1 takes the batch whole.
+      losses: (victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), traceable
+        and differentiable; what `adversarial_learner` and `trades_learner` replace.
 
     Returns: a Learner; step(key, phi, batch) -> (phi, StepInfo). `key` is the network's (dropout).
       `loss` takes the batch whole whatever k.
@@ -63,10 +93,8 @@ def learner(victim: Victim, tx: optax.GradientTransformation, *, accumulate: int
 
     def part(key, params, stats, batch, total):
         """The share of `batch` in a loss whose weights sum to `total`, its accuracy likewise."""
-        variables = TrainState(params, stats, ()).variables
-        logits, stats = victim.apply(variables, batch.image, train=True, key=key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        return _share(losses, batch.weight, total), (logits, stats)
+        values, aux = losses(victim, key, Variables(params, stats), batch)
+        return _share(values, batch.weight, total), aux
 
     def loss(key, params, stats, batch):
         return part(key, params, stats, batch, jnp.sum(batch.weight))

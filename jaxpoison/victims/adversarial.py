@@ -1,0 +1,206 @@
+"""Adversarial training: PGD, and learners that train on what it finds (Madry et al., TRADES).
+
+The attack of a step is an inner maximization whose result is a constant: no gradient flows through
+it, whatever the loss is differentiated with respect to.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxpoison import check
+from jaxpoison.perturb import Budget, project_linf
+from jaxpoison.perturb.initial import Draw, check_initial
+from jaxpoison.types import Key, Learner, Victim
+from jaxpoison.victims.learner import learner
+
+__all__ = ["adversarial_learner", "pgd", "trades_learner"]
+
+STEP_PER_EPS = 1 / 4  # GUE's code, both of its attacks; 2/255 at 8/255 as in Madry et al.
+TRADES_START = 0.01  # standard deviation of the Gaussian start, pixel units
+
+
+def pgd(
+    key: Key,
+    loss: Callable[[Array], Array],
+    image: Float[Array, "b h w c"],
+    *,
+    eps: float | Float[Array, ""],
+    step_size: float | Float[Array, ""] | None = None,
+    steps: int = 10,
+    start: str | Draw = "uniform",
+) -> Float[Array, "b h w c"]:
+    """Projected sign-gradient ascent in the L-infinity ball: delta, about argmax of a loss.
+
+    delta_0 = clip(x + d, 0, 1) - x,  d drawn by `start`;
+    delta <- P(delta + step_size sign(d loss(x + delta) / d delta)),  P onto ball and box.
+
+    As in the published codes the start is put into the box alone; the ball is first enforced by the
+    projection of step 1.
+
+    Args:
+      key: of the start.
+      loss: image [B, H, W, C] -> scalar, to be maximized; its scale does not matter.
+      image: x, float in [0, 1].
+      eps: radius, pixel units; may be traced.
+      step_size: pixel units; None is eps / 4.
+      steps: K, at least 1.
+      start: "uniform" in the ball, "zero", "normal" (eps N(0, I)), or (key, shape, dtype, budget)
+        -> d, as of `perturb.per_sample`.
+
+    Returns: delta [B, H, W, C], max|delta| <= eps and x + delta in [0, 1], detached: a constant to
+      every derivative.
+    Raises: InputError for a bad value, named.
+    Cost: K forward and backward passes to the images, in one loop.
+    Source: Madry et al. 2018, section 2.1.
+    """
+    budget, step_size, draw = _checked(eps, step_size, steps, start)
+    image = lax.stop_gradient(image)
+    step = lax.stop_gradient(jnp.asarray(step_size, image.dtype))
+    first = draw(key, image.shape, image.dtype, budget)
+
+    def climb(_, delta):
+        slope = jax.grad(lambda d: loss(image + d))(delta)
+        return project_linf(delta + step * jnp.sign(slope), image, eps=budget.eps)
+
+    delta = lax.fori_loop(0, steps, climb, project_linf(first, image, eps=1.0))
+    return lax.stop_gradient(delta)
+
+
+def adversarial_learner(
+    victim: Victim,
+    tx: optax.GradientTransformation,
+    *,
+    eps: float | Float[Array, ""],
+    step_size: float | Float[Array, ""] | None = None,
+    steps: int = 10,
+    train_mode: bool = False,
+    accumulate: int = 1,
+) -> Learner:
+    """`victims.learner` on adversarial examples alone (PGD-AT).
+
+    l_i = CE(f(x_i + delta_i), y_i), f in train mode;  delta from `pgd` on the same cross-entropy,
+    uniform start in the ball, the network in eval mode (running statistics, no dropout) meanwhile.
+    Running statistics move by the one forward pass of the update.
+
+    Args:
+      victim: the network.
+      tx: as of `learner`, like `accumulate`.
+      eps: L-infinity radius of the examples, pixel units.
+      step_size: pixel units; None is eps / 4.
+      steps: of `pgd`, at least 1.
+      train_mode: attack with the network in train mode instead (batch statistics, one dropout mask
+        for all steps).
+      accumulate: micro-batches per update.
+
+    Returns: a Learner. Its logits, and so its accuracy in train mode, are of the adversarial
+      examples. `loss` is differentiable in the images too, through x + delta with delta constant.
+    Raises: InputError for a bad value, named.
+    Cost: K + 1 times the passes of `learner`.
+    Source: Madry et al. 2018, eq. 2.1; constants and modes of GUE's code, evaluation.py.
+    """
+    options = _attack(eps, step_size, steps, "uniform")
+
+    def losses(victim, key, variables, batch):
+        attack_key, mask_key, key = jax.random.split(key, 3)
+        fixed = lax.stop_gradient(variables)
+        mode: dict[str, Any] = {"train": True, "key": mask_key} if train_mode else {"train": False}
+
+        def attacked(image):
+            return jnp.sum(_cross_entropy(victim.apply(fixed, image, **mode)[0], batch.label))
+
+        delta = pgd(attack_key, attacked, batch.image, **options)
+        logits, stats = victim.apply(variables, batch.image + delta, train=True, key=key)
+        return _cross_entropy(logits, batch.label), (logits, stats)
+
+    return learner(victim, tx, accumulate=accumulate, losses=losses)
+
+
+def trades_learner(
+    victim: Victim,
+    tx: optax.GradientTransformation,
+    *,
+    eps: float | Float[Array, ""] = 4 / 255,
+    step_size: float | Float[Array, ""] | None = None,
+    steps: int = 10,
+    beta: float | Float[Array, ""] = 1.0,
+    accumulate: int = 1,
+) -> Learner:
+    """`victims.learner` on the TRADES objective: clean accuracy, and the same answer nearby.
+
+    l_i = CE(z_i, y_i) + beta KL(p_i || q_i),  KL = sum_k p_ik (log p_ik - log q_ik),
+    p = softmax(z), z = f(x), q = softmax(f(x + delta)).
+
+    One forward pass in train mode over the 2B rows [x; x + delta], normalized together; running
+    statistics move by it alone. Gradients reach parameters and images through both branches (p is
+    not detached). delta is constant: `pgd` on the KL with p detached, the network in train mode
+    (statistics of the B rows it is given, one dropout mask for all steps), from x + 0.01 N(0, I).
+
+    Args:
+      victim: the network.
+      tx: as of `learner`, like `accumulate`.
+      eps: L-infinity radius of delta, pixel units.
+      step_size: pixel units; None is eps / 4.
+      steps: of `pgd`, at least 1.
+      beta: weight of the divergence, at least 0.
+      accumulate: micro-batches per update.
+
+    Returns: a Learner; its logits are those of x.
+    Raises: InputError for a bad value, named.
+    Cost: K + 1 forward and K backward passes of B rows, then both of 2B rows.
+    Source: Zhang et al. 2019, eq. 5; modes and constants of GUE's code, gue_adv.py. Differs from
+      it: passes of the attack leave running statistics alone.
+    """
+    options = _attack(eps, step_size, steps, _trades_start)
+    check.number(least=0, beta=beta)
+
+    def losses(victim, key, variables, batch):
+        attack_key, mask_key, key = jax.random.split(key, 3)
+        fixed = lax.stop_gradient(variables)
+
+        def log_softmax(image):
+            return jax.nn.log_softmax(victim.apply(fixed, image, train=True, key=mask_key)[0])
+
+        reference = log_softmax(lax.stop_gradient(batch.image))
+
+        def divergence(image):
+            return jnp.sum(_divergence(log_softmax(image), reference))
+
+        delta = pgd(attack_key, divergence, batch.image, **options)
+        both = jnp.concatenate([batch.image, batch.image + delta])
+        scores, stats = victim.apply(variables, both, train=True, key=key)
+        clean, near = jnp.split(scores, 2)
+        drift = _divergence(jax.nn.log_softmax(near), jax.nn.log_softmax(clean))
+        return _cross_entropy(clean, batch.label) + beta * drift, (clean, stats)
+
+    return learner(victim, tx, accumulate=accumulate, losses=losses)
+
+
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+_divergence = optax.losses.kl_divergence_with_log_targets  # (log q, log p) -> KL(p || q) [B]
+
+
+def _trades_start(key: Key, shape: tuple[int, ...], dtype: Any, budget: Budget) -> Array:
+    del budget
+    return TRADES_START * jax.random.normal(key, shape, dtype)
+
+
+def _attack(eps: Any, step_size: Any, steps: int, start: str | Draw) -> dict[str, Any]:
+    """The options of `pgd`, checked before a learner is built."""
+    _checked(eps, step_size, steps, start)
+    return {"eps": eps, "step_size": step_size, "steps": steps, "start": start}
+
+
+def _checked(eps: Any, step_size: Any, steps: int, start: Any) -> tuple[Budget, Any, Draw]:
+    budget = Budget("linf", eps)
+    check.at_least(1, steps=steps)
+    if step_size is None:
+        step_size = STEP_PER_EPS * budget.eps
+    else:
+        check.positive(step_size=step_size)
+    return budget, step_size, check_initial(start)

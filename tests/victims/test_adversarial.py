@@ -1,0 +1,284 @@
+"""PGD, PGD-AT and TRADES against closed forms, numpy and finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxpoison import tree, victims
+from jaxpoison.types import Batch, InputError, Variables, Victim
+from jaxpoison.victims import adversarial
+from tests.oracles import central_differences, smooth_victim
+
+KEY = jax.random.key(0)
+
+
+def batch(num=6, *, weight=None, dtype=None):
+    rng = np.random.RandomState(2)
+    image = jnp.asarray(rng.uniform(size=(num, 3, 3, 1)), dtype)
+    label = jnp.asarray(rng.randint(0, 3, num), jnp.int32)
+    weight = jnp.ones(num) if weight is None else jnp.asarray(weight)
+    return Batch(image, label, weight.astype(image.dtype), jnp.arange(num, dtype=jnp.int32))
+
+
+@functools.cache
+def normed():
+    """A two-layer tanh net with a normalization before tanh, in the default float dtype."""
+
+    def init(key):
+        net = smooth_victim(features=4).init(key)
+        return Variables(net.params, {"mean": jnp.zeros(4), "var": jnp.ones(4)})
+
+    def apply(variables, image, *, train, key=None):
+        del key
+        (params, stats), hidden = variables, image.reshape(-1, 9) @ variables.params["w"]
+        mean, var = stats["mean"], stats["var"]
+        if train:
+            mean, var = hidden.mean(axis=0), hidden.var(axis=0)
+            stats = {k: 0.9 * stats[k] + 0.1 * v for k, v in (("mean", mean), ("var", var))}
+        normal = (hidden - mean[None]) / jnp.sqrt(var[None] + 1e-5)
+        return jnp.tanh(normal) @ params["v"], stats
+
+    return Victim(init, apply, apply)
+
+
+def log_softmax(z):
+    return z - np.log(np.sum(np.exp(z), axis=1, keepdims=True))
+
+
+def rows(image):
+    return np.asarray(image).reshape(len(image), -1)
+
+
+@pytest.mark.parametrize("start", ["uniform", "zero", "normal"])
+def test_a_linear_loss_is_climbed_to_the_corner_of_ball_and_box(start, strict_dtypes):
+    """argmax of <w, x + delta> is x + eps sign(w), clipped to the box."""
+    rng = np.random.RandomState(0)
+    image = jnp.asarray(rng.choice([0.0, 0.02, 0.5, 0.97, 1.0], (4, 3, 3, 1)), jnp.float32)
+    weight = rng.randn(4, 3, 3, 1).astype(np.float32)
+
+    @jax.jit
+    def attacked(image, weight):
+        loss = lambda x: jnp.sum(weight * x)  # noqa: E731
+        return adversarial.pgd(KEY, loss, image, eps=0.1, start=start)
+
+    delta = attacked(image, jnp.asarray(weight))
+    expected = np.clip(image + 0.1 * np.sign(weight), 0, 1) - image
+    np.testing.assert_allclose(delta, expected, atol=1e-6)
+    assert delta.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("start", ["uniform", "zero", "normal", adversarial._trades_start])
+def test_examples_stay_in_ball_and_box_and_are_constants(start):
+    image = jax.random.uniform(KEY, (16, 3, 3, 1))
+
+    @functools.partial(jax.jit, static_argnames="steps")
+    def attacked(key, image, steps):
+        loss = lambda x: jnp.sum(jnp.sin(9 * x))  # noqa: E731
+        return adversarial.pgd(key, loss, image, eps=0.1, steps=steps, start=start)
+
+    for steps in (1, 7):
+        delta = np.asarray(attacked(KEY, image, steps))
+        assert np.abs(delta).max() <= np.float32(0.1)
+        assert (image + delta).min() >= 0 and (image + delta).max() <= 1
+    assert np.abs(delta).max() == np.float32(0.1)
+    other = attacked(jax.random.key(1), image, 7)
+    assert np.array_equal(delta, other) == (start == "zero")
+    _, tangent = jax.jvp(lambda x: attacked(KEY, x, 7), (image,), (jnp.ones_like(image),))
+    assert not np.any(tangent)
+
+
+def test_one_step_from_the_image_is_the_sign_of_the_gradient(x64):
+    """Of the cross-entropy of a softmax regression, by hand; step_size as given."""
+    rng = np.random.RandomState(0)
+    w, x, y = rng.randn(9, 3), 0.5 + 0.1 * rng.uniform(size=(4, 3, 3, 1)), np.array([0, 1, 2, 0])
+
+    def loss(image):
+        z = image.reshape(4, 9) @ w
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(z, jnp.asarray(y)))
+
+    pgd = functools.partial(adversarial.pgd, eps=0.1, steps=1, start="zero")
+    p = np.exp(log_softmax(rows(x) @ w))
+    sign = np.sign((p - np.eye(3)[y]) @ w.T).reshape(x.shape)
+    np.testing.assert_allclose(pgd(KEY, loss, jnp.asarray(x)), 0.025 * sign, rtol=1e-12)
+    given = pgd(KEY, loss, jnp.asarray(x), step_size=0.04)
+    np.testing.assert_allclose(given, 0.04 * sign, rtol=1e-12)
+
+
+@pytest.fixture
+def fixed(monkeypatch):
+    """Learners get this delta from `pgd`, so that it is known to numpy."""
+    delta = np.random.RandomState(1).uniform(-0.1, 0.1, (6, 3, 3, 1))
+    monkeypatch.setattr(adversarial, "pgd", lambda *args, **options: jnp.asarray(delta))
+    return delta
+
+
+def scores(params, x):
+    """Logits of the tanh net in numpy."""
+    return np.tanh(rows(x) @ np.asarray(params["w"])) @ np.asarray(params["v"])
+
+
+def divergence(log_p, log_q):
+    return np.sum(np.exp(log_p) * (log_p - log_q), axis=1)
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 2, 0, 1, 3, 0.25]])
+def test_the_loss_of_trades_equals_numpy(weight, x64, fixed):
+    """CE(clean) + beta KL(clean || attacked)."""
+    learner = victims.trades_learner(smooth_victim(), optax.sgd(0.1), eps=0.1, beta=2.5)
+    phi, data = learner.init(KEY), batch(weight=weight)
+    loss, (logits, _) = jax.jit(learner.loss)(KEY, phi.params, phi.stats, data)
+    image = np.asarray(data.image)
+    clean, near = (log_softmax(scores(phi.params, x)) for x in (image, image + fixed))
+    ce, kl = -clean[np.arange(6), np.asarray(data.label)], divergence(clean, near)
+    assert np.abs(kl / divergence(near, clean) - 1).max() > 1e-2  # the direction shows
+    share = np.ones(6) / 6 if weight is None else np.asarray(weight) / np.sum(weight)
+    np.testing.assert_allclose(loss, np.sum(share * (ce + 2.5 * kl)), rtol=1e-10)
+    np.testing.assert_allclose(logits, scores(phi.params, image), rtol=1e-10)
+
+
+def test_the_attack_of_trades_climbs_the_divergence(x64):
+    """Beyond it at any of a hundred corners of the ball drawn at random, and above 0."""
+    data = batch()
+    learner = victims.trades_learner(smooth_victim(), optax.sgd(0.1), eps=0.1)
+    phi = learner.init(KEY)
+    loss, (logits, _) = jax.jit(learner.loss)(KEY, phi.params, phi.stats, data)
+    clean = log_softmax(np.asarray(logits))
+    found = loss + np.mean(clean[np.arange(6), np.asarray(data.label)])
+    rng = np.random.RandomState(0)
+    image = np.asarray(data.image)
+    corners = [np.clip(image + rng.choice([-0.1, 0.1], image.shape), 0, 1) for _ in range(100)]
+    drift = [divergence(clean, log_softmax(scores(phi.params, x))).mean() for x in corners]
+    assert found > max(drift) > 0
+
+
+@pytest.mark.parametrize("of", ["image", "w"])
+def test_the_gradient_of_trades_equals_finite_differences(of, x64, fixed):
+    """Both branches are differentiated, and the statistics of all 2B rows; delta is constant."""
+    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1, beta=2.0)
+    phi, data = learner.init(KEY), batch()
+
+    def loss(value):
+        at = phi.params | {"image": data.image} | {of: value}
+        image = at.pop("image")
+        return learner.loss(KEY, at, phi.stats, data._replace(image=image))[0]
+
+    at = (phi.params | {"image": data.image})[of]
+    gradient = jax.jit(jax.grad(loss))(at)
+    np.testing.assert_allclose(gradient, central_differences(jax.jit(loss), at), atol=1e-8)
+    assert np.abs(gradient).max() > 1e-2
+
+
+def test_trades_has_second_derivatives_through_its_attack(x64):
+    """Forward over reverse, as hypergradients take it; with the real attack, which is constant."""
+    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1, steps=2)
+    phi, data = learner.init(KEY), batch()
+    loss = lambda p, x: learner.loss(KEY, p, phi.stats, data._replace(image=x))[0]  # noqa: E731
+    unit = jax.tree.map(jnp.ones_like, phi.params)
+
+    @jax.jit
+    def products(params):
+        by_image = jax.jvp(lambda p: jax.grad(loss, argnums=1)(p, data.image), (params,), (unit,))
+        return by_image, jax.jvp(lambda p: loss(p, data.image), (params,), (unit,))
+
+    @jax.jit
+    def moved(t):
+        params = jax.tree.map(lambda p: p + t, phi.params)
+        return loss(params, data.image), jax.grad(loss, argnums=1)(params, data.image)
+
+    (_, curve), (_, slope) = products(phi.params)
+    (high, high_gradient), (low, low_gradient) = moved(1e-5), moved(-1e-5)
+    np.testing.assert_allclose(slope, (high - low) / 2e-5, atol=1e-8)
+    np.testing.assert_allclose(curve, (high_gradient - low_gradient) / 2e-5, atol=1e-7)
+
+
+def test_trades_normalizes_clean_and_attacked_rows_together_and_moves_once(x64, fixed):
+    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1)
+    phi, data = learner.init(KEY), batch()
+    after, _ = jax.jit(learner.step)(KEY, phi, data)
+    image = np.asarray(data.image)
+    hidden = rows(np.concatenate([image, image + fixed])) @ np.asarray(phi.params["w"])
+    np.testing.assert_allclose(after.stats["mean"], 0.1 * hidden.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(after.stats["var"], 0.9 + 0.1 * hidden.var(axis=0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_pgd_training_is_a_plain_step_on_the_examples_of_its_mode(train_mode, x64):
+    """Examples made here by `pgd` on the batch's cross-entropy; statistics move by the update."""
+    net = normed()
+    learner = victims.adversarial_learner(net, optax.sgd(0.1), eps=0.1, train_mode=train_mode)
+    phi, data = learner.init(KEY), batch()
+    phi = phi._replace(stats={"mean": jnp.arange(4.0) / 9, "var": 0.1 + jnp.arange(4.0)})
+    after, info = jax.jit(learner.step)(KEY, phi, data)
+
+    def examples(train):
+        def loss(x):
+            z, _ = net.apply(phi.variables, x, train=train)
+            return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(z, data.label))
+
+        attack_key = jax.random.split(KEY, 3)[0]
+        return jax.jit(lambda x: x + victims.pgd(attack_key, loss, x, eps=0.1))(data.image)
+
+    modes = {train: examples(train) for train in (False, True)}
+    assert not np.array_equal(modes[False], modes[True])
+    plain = jax.jit(victims.learner(net, optax.sgd(0.1)).step)
+    expected, seen = plain(KEY, phi, data._replace(image=modes[train_mode]))
+    for got, want in zip(
+        jax.tree.leaves((after, info)), jax.tree.leaves((expected, seen)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_a_loss_on_examples_has_their_gradient_in_the_images(x64, fixed):
+    learner = victims.adversarial_learner(normed(), optax.sgd(0.1), eps=0.1)
+    plain, data = victims.learner(normed(), optax.sgd(0.1)), batch()
+    phi = learner.init(KEY)
+
+    def slope(made, image):
+        loss = lambda x: made.loss(KEY, *phi.variables, data._replace(image=x))[0]  # noqa: E731
+        return jax.jit(jax.grad(loss))(image)
+
+    expected = slope(plain, data.image + fixed)
+    np.testing.assert_allclose(slope(learner, data.image), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("make", [victims.adversarial_learner, victims.trades_learner])
+def test_steps_compile_once_accumulate_and_keep_dtypes(make):
+    learner = make(normed(), optax.sgd(0.1, momentum=0.9), eps=0.1, steps=2, accumulate=2)
+    phi, step = learner.init(KEY), jax.jit(learner.step)
+    data = batch(dtype=jnp.float32)
+    for number in range(3):
+        after, info = step(jax.random.key(number), phi, data)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, phi)
+        assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32")}
+        assert info.finite and tree.norm(after.params) != tree.norm(phi.params)
+        phi = after
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        ("adversarial_learner", {"eps": 8}, "eps = 8 looks like grey levels; write 8/255"),
+        ("adversarial_learner", {"eps": 0.1, "steps": 0}, "steps = 0; it must be at least 1"),
+        (
+            "adversarial_learner",
+            {"eps": 0.1, "step_size": 0.0},
+            "step_size = 0.0; it must be a finite number above 0",
+        ),
+        ("trades_learner", {"beta": -1.0}, "beta = -1.0; it must be a finite number at least 0"),
+        ("trades_learner", {"eps": -0.1}, "eps = -0.1; it must be a finite number at least 0"),
+    ],
+)
+def test_bad_settings_are_one_line(make, settings, message):
+    with pytest.raises(InputError) as error:
+        getattr(victims, make)(smooth_victim(), optax.sgd(0.1), **settings)
+    assert str(error.value) == message
+
+
+def test_a_bad_start_is_one_line():
+    with pytest.raises(InputError, match="^init = 'corner'; allowed are zero, uniform, normal or"):
+        victims.pgd(KEY, jnp.sum, jnp.zeros((1, 3, 3, 1)), eps=0.1, start="corner")
