@@ -1,11 +1,12 @@
-"""Networks as `Victim`s: pure functions with input normalization inside."""
+"""Networks as `Victim`s and `Generator`s: pure functions with input normalization inside."""
 
-from jaxpoison.models.adapt import adapt, num_params
-from jaxpoison.models.catalog import create
+from jaxpoison.models.adapt import adapt, adapt_generator, num_params
+from jaxpoison.models.catalog import GENERATORS, create, create_generator
 from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
+from jaxpoison.models.mlp_generator import mlp_generator
 from jaxpoison.models.mobilenet import mobilenet_v2
 from jaxpoison.models.resnet import (
     resnet18,
@@ -15,19 +16,24 @@ from jaxpoison.models.resnet import (
     resnet101,
     resnet152,
 )
+from jaxpoison.models.unet import unet
 from jaxpoison.models.vgg import vgg11, vgg13, vgg16, vgg19
 from jaxpoison.models.vit import vit_small
 from jaxpoison.models.wide_resnet import wide_resnet28_10
 
 __all__ = [
+    "GENERATORS",
     "adapt",
+    "adapt_generator",
     "convnet",
     "create",
+    "create_generator",
     "densenet121",
     "densenet121_growth12",
     "lenet",
     "logistic_regression",
     "mlp",
+    "mlp_generator",
     "mobilenet_v2",
     "num_params",
     "resnet18",
@@ -37,6 +43,7 @@ __all__ = [
     "resnet101",
     "resnet152",
     "small_cnn",
+    "unet",
     "vgg11",
     "vgg13",
     "vgg16",

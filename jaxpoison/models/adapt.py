@@ -1,9 +1,9 @@
-"""From a flax.linen module to a `Victim`: pure functions, normalization inside, no state."""
+"""From a flax.linen module to a `Victim` or a `Generator`: pure functions, nothing held."""
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from flax import linen as nn
 from flax.core import unfreeze
 from jaxtyping import Array, Float
 
-from jaxpoison.types import InputError, Key, Variables, Victim
+from jaxpoison.types import Generator, InputError, Key, Variables, Victim
 
-__all__ = ["adapt", "check_image_shape", "num_params", "standardize"]
+__all__ = ["adapt", "adapt_generator", "check_image_shape", "num_params", "standardize"]
 
 PyTree = Any
 
@@ -45,6 +45,84 @@ def adapt(
       called, for images of another shape or integer pixels, for missing features, for a missing
       dropout key.
     """
+    net = _pure(module, image_shape, mean, std)
+
+    def apply(
+        variables: Variables, image: Array, *, train: bool, key: Key | None = None
+    ) -> tuple[Float[Array, "b l"], PyTree]:
+        logits, stats = net.apply(variables, image, train=train, key=key)
+        if logits.ndim != 2:
+            raise InputError(f"{net.name} returns {logits.shape}: logits must be (batch, classes)")
+        return _wide(logits), stats
+
+    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
+        _, new = net.run(variables, image, train=False, key=None, mutable=["intermediates"])
+        sown = new.get("intermediates", {}).get("features")
+        if sown is None:
+            raise InputError(
+                f'{net.name} gives no features: call self.sow("intermediates", "features", h) '
+                "before its last layer"
+            )
+        return _wide(sown[0]).reshape(image.shape[0], -1)
+
+    return Victim(net.init, apply, features)
+
+
+def adapt_generator(
+    module: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Generator:
+    """The pure functions of a linen network that perturbs: g((x - mean) / std; params, stats).
+
+    Args:
+      module: called as in `adapt`; it returns a direction in the shape of the images with every
+        entry in [-1, 1]. End it with `jnp.tanh`: nothing behind it bounds the perturbation. It may
+        use BatchNorm; it may not draw random numbers.
+      image_shape: (H, W, C).
+      mean: per channel, pixel units; None for zeros.
+      std: per channel, pixel units; None for ones.
+
+    Returns: a Generator named "", without options; directions are float32 (float64 where the module
+      computes in it). Nothing is captured but the module's settings.
+    Errors: InputError as `adapt`; when called, for a direction of another shape than the images.
+    """
+    net = _pure(module, image_shape, mean, std, unkeyed="a generator must not")
+
+    def apply(
+        variables: Variables, image: Array, *, train: bool
+    ) -> tuple[Float[Array, "b h w c"], PyTree]:
+        direction, stats = net.apply(variables, image, train=train, key=None)
+        if direction.shape != image.shape:
+            raise InputError(
+                f"{net.name} returns {direction.shape} for images {image.shape}: a generator's "
+                "direction has the shape of its images"
+            )
+        return _wide(direction), stats
+
+    return Generator(net.init, apply, image_shape=net.shape)
+
+
+class _Pure(NamedTuple):
+    """What every adapted network has: `apply` gives (output, new stats), `run` as flax returns."""
+
+    name: str
+    shape: tuple[int, int, int]
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Array, PyTree]]
+    run: Callable[..., Any]
+
+
+def _pure(
+    module: nn.Module,
+    image_shape: Sequence[int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    unkeyed: str = "pass key=",
+) -> _Pure:
+    """`unkeyed`: what to say to a network that draws in train mode and has no key."""
     shape = check_image_shape(image_shape)
     name = type(module).__name__
     mode = _mode(module)
@@ -72,36 +150,20 @@ def adapt(
         try:
             return module.apply(collections, x, **mode(train), rngs=rngs, mutable=mutable)
         except errors.InvalidRngError as error:
-            hint = "in train mode: pass key=" if train else "in eval mode: it must not"
+            hint = f"in train mode: {unkeyed}" if train else "in eval mode: it must not"
             raise InputError(f"{name} draws random numbers {hint}") from error
 
     def apply(
-        variables: Variables, image: Array, *, train: bool, key: Key | None = None
-    ) -> tuple[Float[Array, "b l"], PyTree]:
+        variables: Variables, image: Array, *, train: bool, key: Key | None
+    ) -> tuple[Array, PyTree]:
         if not train:
-            logits = run(variables, image, train=False, key=None, mutable=False)
-            return check_logits(logits), variables.stats
-        logits, new = run(variables, image, train=True, key=key, mutable=["batch_stats"])
+            output = run(variables, image, train=False, key=None, mutable=False)
+            return output, variables.stats
+        output, new = run(variables, image, train=True, key=key, mutable=["batch_stats"])
         stats = unfreeze(new).get("batch_stats", {})
-        cast = jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
-        return check_logits(logits), cast
+        return output, jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
 
-    def check_logits(logits: Array) -> Array:
-        if logits.ndim != 2:
-            raise InputError(f"{name} returns {logits.shape}: logits must be (batch, classes)")
-        return _wide(logits)
-
-    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
-        _, new = run(variables, image, train=False, key=None, mutable=["intermediates"])
-        sown = new.get("intermediates", {}).get("features")
-        if sown is None:
-            raise InputError(
-                f'{name} gives no features: call self.sow("intermediates", "features", h) '
-                "before its last layer"
-            )
-        return _wide(sown[0]).reshape(image.shape[0], -1)
-
-    return Victim(init, apply, features)
+    return _Pure(name, shape, init, apply, run)
 
 
 def standardize(
@@ -115,9 +177,9 @@ def standardize(
     return image
 
 
-def num_params(victim: Victim) -> int:
-    """How many trainable numbers a victim has; nothing is computed."""
-    params = jax.eval_shape(victim.init, jax.random.key(0)).params
+def num_params(network: Victim | Generator) -> int:
+    """How many trainable numbers a network has; nothing is computed."""
+    params = jax.eval_shape(network.init, jax.random.key(0)).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

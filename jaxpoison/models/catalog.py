@@ -1,7 +1,7 @@
 """Networks by name, for scripts and the command line."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpoison import check
@@ -9,6 +9,7 @@ from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
+from jaxpoison.models.mlp_generator import mlp_generator
 from jaxpoison.models.mobilenet import mobilenet_v2
 from jaxpoison.models.resnet import (
     resnet18,
@@ -18,12 +19,13 @@ from jaxpoison.models.resnet import (
     resnet101,
     resnet152,
 )
+from jaxpoison.models.unet import unet
 from jaxpoison.models.vgg import vgg11, vgg13, vgg16, vgg19
 from jaxpoison.models.vit import vit_small
 from jaxpoison.models.wide_resnet import wide_resnet28_10
-from jaxpoison.types import InputError, Victim
+from jaxpoison.types import Generator, InputError, Victim
 
-__all__ = ["FACTORIES", "create"]
+__all__ = ["FACTORIES", "GENERATORS", "create", "create_generator"]
 
 FACTORIES = {
     factory.__name__: factory
@@ -52,6 +54,9 @@ FACTORIES = {
 }
 """Name to factory: what `create`, and an experiment's `--network`, accept."""
 
+GENERATORS = {factory.__name__: factory for factory in (mlp_generator, unet)}
+"""Name to factory: what `create_generator`, and an experiment's `--generator`, accept."""
+
 
 def create(name: str, image_shape: Sequence[int], num_classes: int = 10, **options: Any) -> Victim:
     """The network called `name`: `create("resnet18", shape, 10, width=16)`.
@@ -65,13 +70,36 @@ def create(name: str, image_shape: Sequence[int], num_classes: int = 10, **optio
     Returns: a Victim.
     Errors: InputError for an unknown name (with the nearest known one) or option.
     """
-    if name not in FACTORIES:
-        hint = check.nearest(name, FACTORIES) or f"; allowed are {', '.join(FACTORIES)}"
-        raise InputError(f"no model is called {name!r}{hint}")
-    factory = FACTORIES[name]
-    parameters = inspect.signature(factory).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return _factory("model", name, FACTORIES, options)(image_shape, num_classes, **options)
+
+
+def create_generator(name: str, image_shape: Sequence[int], **options: Any) -> Generator:
+    """The generator called `name`: `create_generator("unet", shape, width=16)`.
+
+    A shipped generator g describes itself: `create_generator(g.name, g.image_shape,
+    **dict(g.options))` is the same network again. Options are plain values (numbers, strings,
+    tuples), so that they can be hashed and written to a file.
+
+    Args:
+      name: a key of GENERATORS, the name of a function in `jaxpoison.models`.
+      image_shape: (H, W, C).
+      **options: that function's keyword arguments.
+
+    Returns: a Generator.
+    Errors: InputError for an unknown name (with the nearest known one) or option.
+    """
+    return _factory("generator", name, GENERATORS, options)(image_shape, **options)
+
+
+def _factory(
+    kind: str, name: str, known: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    if name not in known:
+        hint = check.nearest(name, known) or f"; allowed are {', '.join(known)}"
+        raise InputError(f"no {kind} is called {name!r}{hint}")
+    parameters = inspect.signature(known[name]).parameters.values()
+    keywords = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options:
-        if option not in known:
-            raise InputError(f"{name} has no option {option!r}; it takes {', '.join(known)}")
-    return factory(image_shape, num_classes, **options)
+        if option not in keywords:
+            raise InputError(f"{name} has no option {option!r}; it takes {', '.join(keywords)}")
+    return known[name]

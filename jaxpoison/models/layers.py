@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
@@ -34,6 +35,7 @@ __all__ = [
     "logits",
     "max_pool",
     "uniform_fan_in",
+    "upsample",
 ]
 
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -200,6 +202,24 @@ def avg_pool(
     """Mean over square windows, n -> floor((n - window) / stride) + 1; stride = window if None."""
     parts = _window_slices(x.astype(_wide(x.dtype)), window, stride or window)
     return (functools.reduce(jnp.add, parts) / window**2).astype(x.dtype)
+
+
+def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """Bilinear, twice the size, corners aligned: y = U_H x U_W^T per channel, U [2n, n] constant.
+
+    Row o of U interpolates at o (n - 1) / (2 n - 1); taken in at least float32. Two matrix products
+    and so are their derivatives, in loops too. `jax.image.resize` aligns the pixels' edges instead.
+    """
+    rows, columns = (_interpolation(n, _wide(x.dtype)) for n in x.shape[1:3])
+    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    y = product("yh,nhwc->nywc", rows, x.astype(_wide(x.dtype)))
+    return product("xw,nywc->nyxc", columns, y).astype(x.dtype)
+
+
+def _interpolation(n: int, dtype: Any) -> Array:
+    """U [2n, n]: weight 1 - t on floor and t on floor + 1 of the position, t its fraction."""
+    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
+    return jnp.asarray(np.maximum(0, 1 - abs(position[:, None] - np.arange(n))), dtype)
 
 
 def _window_slices(x: Array, window: int, stride: int) -> list[Array]:
