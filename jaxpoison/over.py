@@ -194,8 +194,10 @@ def over_ensemble(
 def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
     """The restart with the lowest outer loss at the last step (a NaN never wins).
 
-    That loss was taken before the last update, on that step's draws of augmentation. Of restarts of
-    restarts it is the outer one that holds the lowest loss.
+    That loss was taken before the last update, on that step's draws of augmentation. Of restarts
+    that `attacks.keep_best` watches, the lowest held-out score decides (`info.best` at the last
+    step), the loss only among equal ones. Of restarts of restarts it is the outer one that holds
+    the best.
 
     Args:
       process: what `over_restarts` or `over_devices` returned.
@@ -207,11 +209,13 @@ def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyT
     """
     if process.single is None:
         raise InputError("best_of needs the result of over_restarts or over_devices")
-    score = jnp.asarray(info.outer_loss)[-1]
-    lost = jnp.isnan(score)
+    loss = jnp.asarray(info.outer_loss)[-1]
+    lost = jnp.isnan(loss)
     if not isinstance(lost, jax.core.Tracer) and bool(jnp.all(lost)):
         raise InputError("best_of has nothing to choose: the outer loss of every restart is NaN")
-    best = jnp.argmin(jnp.where(lost, jnp.inf, score).reshape(len(score), -1).min(axis=1))
+    score = jnp.asarray(info.best)[-1] if hasattr(info, "best") else jnp.zeros_like(loss)
+    order = jnp.lexsort([x.ravel() for x in (loss, score, lost)])
+    best = order[0] // (loss.size // len(loss))
     single: Any = process.single
     return single, tree.take(state, best)
 

@@ -64,6 +64,15 @@ def class_noise(eps):
     return jp.perturb.class_wise(jp.perturb.Budget("linf", eps), CLASSES, init="uniform")
 
 
+def selected(eps):
+    """Three steps are a round, the poison is then the kept one; two end in its middle."""
+    monitor = jp.victims.learner(victim(), optax.sgd(0.1, 0.9))
+    recipe = jp.victims.Recipe(2, 5, 0.1, drop_last=True)
+    training = jp.victims.training(monitor, recipe)
+    noise = jp.attacks.random_noise(eps=eps)
+    return jp.attacks.keep_best(noise, training, every=1, epochs=2, holdout=0.2)
+
+
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
 ATTACKS = {  # name: (factory of eps, norm, eps)
@@ -97,6 +106,7 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
         ),
         "linf", 0.1,
     ),
+    "keep_best": (selected, "linf", 0.1),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", ATTACKS)
 

@@ -28,7 +28,7 @@ ONLY_IN = {
 }
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 NOT_USED = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
-SHARED_ASSEMBLY = {"bilevel"}  # of attacks/, for all attacks
+SHARED_ASSEMBLY = {"bilevel", "selection"}  # of attacks/, for all attacks
 
 
 def modules(node: ast.AST, package: str) -> list[str]:
@@ -89,7 +89,7 @@ def _inside(words, room, parts, is_init):
         return f"{room} imports its sibling {other}"
     same_family = room == other and room in ("attacks", "defenses") and not is_init
     if same_family and tuple(words[1:]) != parts and not SHARED_ASSEMBLY & set(words[2:3]):
-        if room == "defenses" or len(words) > 2 or parts[1:2] == ("bilevel",):
+        if room == "defenses" or len(words) > 2 or SHARED_ASSEMBLY & set(parts[1:2]):
             return f"{'/'.join(parts)} imports {'.'.join(words[1:])}"
     return None
 

@@ -1,6 +1,7 @@
 """Attacks, each a factory named as its file: settings in, `Attack` out."""
 
 from jaxpoison.attacks.bilevel import bilevel, closed_form
+from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
 from jaxpoison.attacks.unlearnable.lsp import lsp
@@ -12,6 +13,7 @@ __all__ = [
     "closed_form",
     "error_maximizing",
     "error_minimizing",
+    "keep_best",
     "lsp",
     "one_pixel",
     "random_noise",

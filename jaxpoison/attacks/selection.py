@@ -1,0 +1,188 @@
+"""Keep the best poison of a run: a fresh victim is trained on it now and then, and judged.
+
+Generator attacks get worse again after their best (the game overshoots), and their outer loss does
+not tell; published codes select on the test set, which is a leak. Here the slice that judges is
+cut from the training set, and no monitoring victim trains on it; the attack itself may.
+"""
+
+import collections
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxpoison import check, tree
+from jaxpoison.types import Attack, Dataset, InputError, Split, Training, TrainState
+
+__all__ = ["SelectionState", "held_out_rows", "keep_best", "num_steps"]
+
+PyTree = Any
+
+
+class SelectionState(NamedTuple):
+    """The attack, the best it has been, and the victim that watches it.
+
+    Attributes:
+      attack: the attack's state.
+      info: the info of its last step, repeated while the monitor trains.
+      best: the attack's state after the best round; its start until a round has ended.
+      best_score: of that round; infinite until then.
+      monitor: the victim of this round.
+      score: of the latest round; infinite before the first, and where the monitor diverged.
+      phase: steps of this round so far, in [0, every + epochs).
+    """
+
+    attack: PyTree
+    info: PyTree
+    best: PyTree
+    best_score: Float[Array, ""]
+    monitor: TrainState
+    score: Float[Array, ""]
+    phase: Int[Array, ""]
+
+
+def keep_best(
+    attack: Attack,
+    training: Training,
+    *,
+    every: int,
+    epochs: int,
+    holdout: float = 0.1,
+    label_map: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Attack:
+    """`attack`, whose poison is that of its best round on a held-out slice of the training set.
+
+    A round is `every` steps of the attack and then `epochs` steps of a fresh victim, each one epoch
+    on what `attack.poison` makes of the training set at this point, without the slice (never stored
+    between steps). At its end the round's score is the share of clean held-out rows on which the
+    attack fails, with running statistics; the lowest score wins, of equal ones the first:
+
+      score = mean_i [argmax f(x_i) = y_i],  with a label map  mean_i [argmax f(x_i) != eta(y_i)].
+
+    Run `num_steps(rounds, every=every, epochs=epochs)` steps: attack steps after the last round are
+    never judged, so never used. In the first round the steps are those of `attack` alone. A victim
+    that diverges (NaN or infinite loss or weights) says nothing: its round is not kept.
+
+    Args:
+      attack: any attack; restarts go outside (`over_restarts(keep_best(...), num)`; side by side,
+        chunk = None, every step then pays for both halves of a round).
+      training: of the monitoring victim, `victims.training(learner, recipe)`; its learning rate may
+        not follow a schedule laid out over a number of rows.
+      every: attack steps in a round.
+      epochs: of its victim.
+      holdout: share of the N training rows in the slice, round(holdout * N) of them.
+      label_map: eta as L class numbers, eta(y) = label_map[y], of a label-specific attack.
+      seed: of the slice, apart from the run's key: restarts are judged on the same rows.
+
+    Returns: an Attack. Its info has the fields of the attack's own, those of the last attack step
+      while the monitor trains, and then `held_out`, the latest round's score, and `best`, the
+      lowest so far (both 1 before there is one, or if the monitor diverged). `poison`, and
+      `generator` if the attack has one, read the best round, before the first one's end the current
+      state. `best_of` chooses among restarts by `best`.
+    Raises: InputError for a bad value; on tracing, for a slice that is empty or leaves less than a
+      batch.
+    Source: Feng et al. 2019 and Liu et al. 2024, released codes, which judge on the test set.
+    Cost: a second copy of the attack's state, one of the victim's; in a monitor step the poisoned
+      set as float32.
+    """
+    check.at_least(1, every=every, epochs=epochs)
+    check.number(above=0, below=1, holdout=holdout)
+    for wanted in label_map or ():
+        check.at_least(0, label_map=wanted)
+    if attack.single is not None:
+        raise InputError("keep_best takes one attack; write over_restarts(keep_best(...), num)")
+
+    def init(key, scenario):
+        state = attack.init(key, scenario)
+        info = jax.eval_shape(attack.step, key, state, scenario)[1]
+        info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
+        monitor = training.init(key, split(scenario.train, scenario))  # only its form is used
+        none = jnp.float32(jnp.inf)
+        return SelectionState(state, info, state, none, monitor, none, jnp.int32(0))
+
+    def split(poisoned, scenario):
+        return _split(poisoned, scenario.train, holdout, label_map, seed)
+
+    def watch(key, state, scenario):
+        """One epoch of the monitor: (its state, the score it has now)."""
+        init_key, epoch_key = jax.random.split(key)
+        sets = split(attack.poison(state.attack, scenario), scenario)
+        fresh = state.phase == every
+        phi = lax.cond(fresh, lambda: training.init(init_key, sets), lambda: state.monitor)
+        phi, info = training.step(epoch_key, phi, sets)
+        fails = info.test_accuracy if label_map is None else 1 - info.test_accuracy
+        sound = info.finite & tree.all_finite(phi.variables)
+        return phi, jnp.where(sound, fails, jnp.inf)
+
+    def step(key, state, scenario):
+        watching = state.phase >= every
+        attacked, info = lax.cond(
+            watching,
+            lambda: (state.attack, state.info),
+            lambda: attack.step(key, state.attack, scenario),
+        )
+        last = state.phase == every + epochs - 1
+        monitor, now = lax.cond(
+            watching, lambda: watch(key, state, scenario), lambda: (state.monitor, state.score)
+        )
+        score = jnp.where(last, now, state.score)
+        better = last & (score < state.best_score)
+        best = lax.cond(better, lambda: attacked, lambda: state.best)
+        lowest = jnp.where(better, score, state.best_score)
+        phase = (state.phase + 1) % (every + epochs)
+        new = SelectionState(attacked, info, best, lowest, monitor, score, phase)
+        scores = (jnp.minimum(x, 1) for x in (score, lowest))
+        return new, _info_type(type(info))(*info, *scores)
+
+    def chosen(state):
+        found = jnp.isfinite(state.best_score)
+        return lax.cond(found, lambda: state.best, lambda: state.attack)
+
+    def poison(state, scenario):
+        return attack.poison(chosen(state), scenario)
+
+    own = attack.generator
+    generator = None if own is None else lambda state: own(chosen(state))
+    return Attack(init, step, poison, generator=generator)
+
+
+def num_steps(rounds: int, *, every: int, epochs: int) -> int:
+    """Steps of `rounds` whole rounds of `keep_best`: rounds (every + epochs)."""
+    check.at_least(1, rounds=rounds, every=every, epochs=epochs)
+    return rounds * (every + epochs)
+
+
+def held_out_rows(
+    num: int, holdout: float, *, seed: int = 0
+) -> tuple[Int[Array, " m"], Int[Array, " h"]]:
+    """(rows the monitor trains on, rows it is judged on) of `num`: together all, in random order.
+
+    Raises: InputError if one of the two is empty.
+    """
+    held = round(holdout * num)
+    if held in (0, num):
+        raise InputError(f"holdout {holdout} of {num} rows leaves one of the two parts empty")
+    order = jax.random.permutation(jax.random.key(seed), num)
+    return order[held:], order[:held]
+
+
+def _split(poisoned: Dataset, clean: Dataset, holdout, label_map, seed) -> Split:
+    """What the monitor trains on and is judged on: poisoned rows, and clean held-out ones."""
+    rest, held = held_out_rows(clean.label.shape[0], holdout, seed=seed)
+    test = Dataset(clean.image[held], clean.label[held])
+    if label_map is not None:
+        test = test._replace(label=jnp.asarray(label_map, jnp.int32)[test.label])
+    return Split(Dataset(poisoned.image[rest], poisoned.label[rest]), test)
+
+
+@functools.cache
+def _info_type(own: Any) -> Any:
+    """The fields of an attack's info with the scores, flat: each is a column of metrics.jsonl."""
+    if taken := {"held_out", "best"} & set(own._fields):
+        raise InputError(f"the attack's info has {', '.join(sorted(taken))}: it is selected twice")
+    return collections.namedtuple("SelectionInfo", (*own._fields, "held_out", "best"))
