@@ -1,13 +1,16 @@
 """Networks as `Victim`s and `Generator`s: pure functions with input normalization inside."""
 
 from jaxpoison.models.adapt import adapt, adapt_generator, num_params
+from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
 from jaxpoison.models.catalog import GENERATORS, create, create_generator
+from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
 from jaxpoison.models.mlp_generator import mlp_generator
 from jaxpoison.models.mobilenet import mobilenet_v2
+from jaxpoison.models.published import from_pytorch, to_pytorch
 from jaxpoison.models.resnet import (
     resnet18,
     resnet20,
@@ -25,15 +28,19 @@ __all__ = [
     "GENERATORS",
     "adapt",
     "adapt_generator",
+    "autoencoder4x4",
+    "cnn5",
     "convnet",
     "create",
     "create_generator",
     "densenet121",
     "densenet121_growth12",
+    "from_pytorch",
     "lenet",
     "logistic_regression",
     "mlp",
     "mlp_generator",
+    "mnist_autoencoder",
     "mobilenet_v2",
     "num_params",
     "resnet18",
@@ -43,6 +50,7 @@ __all__ = [
     "resnet101",
     "resnet152",
     "small_cnn",
+    "to_pytorch",
     "unet",
     "vgg11",
     "vgg13",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpoison import check
+from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
+from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
@@ -34,6 +36,7 @@ FACTORIES = {
         mlp,
         small_cnn,
         convnet,
+        cnn5,
         lenet,
         resnet18,
         resnet20,
@@ -54,7 +57,10 @@ FACTORIES = {
 }
 """Name to factory: what `create`, and an experiment's `--network`, accept."""
 
-GENERATORS = {factory.__name__: factory for factory in (mlp_generator, unet)}
+GENERATORS = {
+    factory.__name__: factory
+    for factory in (mlp_generator, mnist_autoencoder, autoencoder4x4, unet)
+}
 """Name to factory: what `create_generator`, and an experiment's `--generator`, accept."""
 
 

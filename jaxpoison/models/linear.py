@@ -1,4 +1,4 @@
-"""Dense victims: logistic regression, and an MLP with BatchNorm down to its logits."""
+"""Dense victims: logistic regression, and an MLP with BatchNorm, its logits included or not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +46,7 @@ def mlp(
     *,
     hidden: Sequence[int] = (128, 128),
     batch_norm: bool = True,
+    logits_norm: bool | None = None,
     dtype: Any = jnp.float32,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -53,13 +54,15 @@ def mlp(
     """An MLP on the flattened image: (dense, BatchNorm, ReLU) per hidden layer, dense, BatchNorm.
 
     BatchNorm on the logits bounds them, which keeps one-step pseudo-updates well scaled; it is
-    what the MNIST networks of DeepConfuse (Feng et al. 2019, released code) do.
+    what the MNIST networks of DeepConfuse (Feng et al. 2019, released code) do. With
+    `logits_norm=False` the logits are those of an ordinary network.
 
     Args:
       image_shape: (H, W, C).
       num_classes: L, at least 2.
       hidden: widths of the hidden layers.
-      batch_norm: BatchNorm after every dense layer, the last included; False for none.
+      batch_norm: BatchNorm after every hidden layer.
+      logits_norm: BatchNorm on the logits; None for as `batch_norm`.
       dtype: compute dtype; parameters, statistics and logits stay float32.
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
@@ -71,7 +74,8 @@ def mlp(
     for width in hidden:
         check.at_least(1, hidden=width)
     shape = check_image_shape(image_shape)
-    module = MLP(num_classes, tuple(hidden), batch_norm=batch_norm, dtype=dtype)
+    on_logits = batch_norm if logits_norm is None else logits_norm
+    module = MLP(num_classes, tuple(hidden), batch_norm, on_logits, dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 
@@ -81,6 +85,7 @@ class MLP(nn.Module):
     num_classes: int = 10
     hidden: tuple[int, ...] = (128, 128)
     batch_norm: bool = True
+    logits_norm: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -94,4 +99,4 @@ class MLP(nn.Module):
             x = nn.relu(x)
         self.sow("intermediates", "features", x)
         x = logits(x, self.num_classes, zero_bias=True, dtype=self.dtype)
-        return batch_norm(x, train=train, dtype=x.dtype) if self.batch_norm else x
+        return batch_norm(x, train=train, dtype=x.dtype) if self.logits_norm else x

@@ -31,6 +31,7 @@ RUNNABLE = {
     "small_cnn": ((8, 8, 3), partial(models.small_cnn, widths=(4, 6))),
     "convnet": ((9, 9, 1), partial(models.convnet, width=2)),
     "convnet, deep": ((9, 9, 1), partial(models.convnet, width=2, batch_norm=True)),
+    "cnn5": ((32, 32, 1), partial(models.cnn5, width=2)),
     "lenet": ((16, 16, 1), partial(models.lenet, size="small")),
     "resnet18": ((8, 8, 3), partial(models.resnet18, width=4)),
     "resnet, scanned bottlenecks": (
@@ -92,3 +93,9 @@ def filled(victim):
         lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", np.float32), shapes.stats
     )
     return jax.tree.map(jnp.float32, shapes._replace(params=params, stats=stats))
+
+
+def ramp(num, shape):
+    """The images for which golden values exist."""
+    n, i, j, k = np.indices((num, *shape))
+    return jnp.asarray((7 * i + 11 * j + 13 * k + 5 * n) % 32 / 31, jnp.float32)

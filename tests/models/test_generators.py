@@ -15,7 +15,7 @@ from jaxpoison import models
 from jaxpoison.models.catalog import GENERATORS
 from jaxpoison.models.layers import upsample
 from jaxpoison.types import InputError, Variables
-from tests.models.miniatures import filled
+from tests.models.miniatures import filled, ramp
 
 CIFAR = (32, 32, 3)
 
@@ -31,19 +31,19 @@ SIZES = [
         65 * 256 + 257 * 256 + 257 * 64 + 2 * (256 + 256 + 64),
         "by hand",
     ),
+    ("mnist_autoencoder", (28, 28, 1), {}, 288_963, "DeepConfuse code"),
+    ("mnist_autoencoder", (16, 40, 3), {}, 288_963 + 2 * (9 * 16 + 4 * 64 + 3), "by hand"),
+    ("autoencoder4x4", (224, 224, 3), {}, 346_659, "DeepConfuse code"),
+    ("autoencoder4x4", (32, 16, 1), {}, 346_659 - 2 * 2 * 16 * 16 - 2, "by hand"),
 ]
 
 # small enough to run: (image shape, options)
 SMALL = {
     "unet": ((8, 8, 3), {"width": 2}),
+    "mnist_autoencoder": ((16, 16, 1), {"width": 2}),
+    "autoencoder4x4": ((16, 16, 3), {"width": 2}),
     "mlp_generator": ((4, 4, 3), {"hidden": (8,)}),
 }
-
-
-def ramp(num, shape):
-    """The images for which golden values exist."""
-    n, i, j, k = np.indices((num, *shape))
-    return jnp.asarray((7 * i + 11 * j + 13 * k + 5 * n) % 32 / 31, jnp.float32)
 
 
 @pytest.mark.parametrize(("name", "shape", "options", "count", "source"), SIZES)
@@ -204,6 +204,11 @@ def test_wrong_generators_are_one_clear_line():
         models.create_generator("unet", CIFAR, widht=3)
     with pytest.raises(InputError, match="height and width must be multiples of 8 for unet"):
         models.unet((32, 28, 3))
+    for shape in ((28, 32, 1), (4, 28, 1)):
+        with pytest.raises(InputError, match="height and width must be .* for mnist_autoencoder"):
+            models.mnist_autoencoder(shape)
+    with pytest.raises(InputError, match="height and width must be multiples of 16 for autoenc"):
+        models.autoencoder4x4((28, 28, 1))
     with pytest.raises(InputError, match="width = 0; it must be at least 1"):
         models.unet(CIFAR, width=0)
     with pytest.raises(InputError, match="hidden = 0; it must be at least 1"):

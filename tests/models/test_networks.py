@@ -12,7 +12,7 @@ from jaxpoison.models.catalog import FACTORIES
 from jaxpoison.models.layers import avg_pool, max_pool
 from jaxpoison.models.resnet import BasicBlock
 from jaxpoison.types import InputError
-from tests.models.miniatures import PYTORCH_FEATURES, RUNNABLE, filled
+from tests.models.miniatures import PYTORCH_FEATURES, RUNNABLE, filled, ramp
 
 CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
 
@@ -22,11 +22,15 @@ SIZES = [
     ("logistic_regression", MNIST, {}, 784 * 10 + 10),
     ("mlp", (8, 8, 1), {}, 64 * 128 + 128 * 128 + 128 * 10 + 3 * (128 + 128 + 10)),
     ("mlp", MNIST, {"hidden": (64,), "batch_norm": False}, 784 * 64 + 64 + 64 * 10 + 10),
+    ("mlp", (8, 8, 1), {"logits_norm": False}, 65 * 128 + 129 * 128 + 129 * 10 + 2 * 256),
     ("small_cnn", MNIST, {}, 160 + 16 * 32 * 9 + 32 + 7 * 7 * 32 * 10 + 10),
     ("convnet", CIFAR, {"width": 32}, 289_290),
     ("convnet", CIFAR, {"width": 64}, 1_131_530),
     ("convnet", CIFAR, {"batch_norm": True}, 2_904_970),
     ("convnet", MNIST, {"width": 32}, 289_290 - 2 * 9 * 32),
+    ("cnn5", CIFAR, {}, 896 + 18_496 + 73_856 + 2 * 147_584 + 2 * 480 + 1290),
+    ("cnn5", (224, 224, 3), {"width": 16}, 448 + 4640 + 18_496 + 2 * 36_928 + 480 + 650),
+    ("vgg11", CIFAR, {"bottleneck": 2}, 9_227_040),
     ("lenet", MNIST, {"size": "small"}, 109_885),
     ("lenet", MNIST, {"size": "normal"}, 432_240),
     ("lenet", MNIST, {"size": "large"}, 1_714_450),
@@ -144,6 +148,18 @@ def test_features_meet_the_last_layer(strict_dtypes):
     np.testing.assert_allclose(logits, victim.apply(variables, x, train=False)[0], atol=1e-5)
 
 
+def test_batch_norm_on_the_logits_is_an_option_of_its_own():
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(6, 4, 4, 1)), jnp.float32)
+    for hidden, last in ((True, False), (False, True)):
+        options = {"hidden": (5,), "batch_norm": hidden, "logits_norm": last}
+        victim = models.create("mlp", x.shape[1:], 3, **options)
+        variables = filled(victim)
+        sizes = {array.shape for array in jax.tree.leaves(variables.stats)}
+        assert sizes == ({(5,)} if hidden else {(3,)})
+        logits, _ = victim.apply(variables, x, train=True)
+        assert bool((jnp.abs(logits.mean(0)) < 1e-5).all()) == last
+
+
 def test_initial_scale():
     key = jax.random.key(0)
     block = BasicBlock(features=64).init(key, jnp.zeros((1, 4, 4, 64)), train=False)
@@ -159,8 +175,7 @@ def test_initial_scale():
 
 def test_golden_logits_of_resnet18_in_train_mode():
     victim = models.resnet18(CIFAR)
-    n, i, j, k = np.indices((4, *CIFAR))
-    x = jnp.asarray((7 * i + 11 * j + 13 * k + 5 * n) % 32 / 31, jnp.float32)
+    x = ramp(4, CIFAR)
     logits, _ = jax.jit(lambda v, x: victim.apply(v, x, train=True))(filled(victim), x)
     np.testing.assert_allclose(logits[0, :4], [-0.43055, -0.04825, 0.11993, 0.76760], atol=2e-4)
     np.testing.assert_allclose(logits[3, :4], [-0.91967, -0.31935, 0.18813, -0.02655], atol=2e-4)
@@ -186,7 +201,7 @@ def test_wrong_names_and_arguments_are_one_clear_line():
             models.create(name, (32, 32), 10)
     with pytest.raises(InputError, match="size = 'tiny'; allowed are small, normal, large"):
         models.lenet(MNIST, size="tiny")
-    for name, side in (("lenet", 15), ("convnet", 8), ("small_cnn", 3)):
+    for name, side in (("lenet", 15), ("convnet", 8), ("small_cnn", 3), ("cnn5", 31)):
         with pytest.raises(InputError, match="height and width must be at least "):
             models.create(name, (side, side, 1), 10)
     with pytest.raises(InputError, match="width = 0; it must be at least 1"):
