@@ -32,7 +32,7 @@ STAGES = {  # where the code is, and what it works on then
     "while saving": ("checkpoint.ocp.save", "craft/tap"),
     "before writing the poison": ("data.folder._fill", ""),
     "after writing the poison": ("data.folder.check_file", ""),
-    "while judging": ("report.study.judge", ""),
+    "while judging": ("report.judging.judge", ""),
     "while drawing": ("report.figures._save", ""),
     "while writing the record": ("checkpoint.write_json", "result.json"),
     "while writing the page": ("report.page.write_run", ""),

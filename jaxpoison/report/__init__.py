@@ -1,7 +1,8 @@
 """The main job and what it leaves: records, tables, pictures."""
 
-from jaxpoison.report.arms import Arm, Stored, arm, control, stored
+from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
+from jaxpoison.report.derived import Derived, permuted, shares
 from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
 from jaxpoison.report.preparation import Trainee
@@ -11,8 +12,10 @@ from jaxpoison.report.study_config import StudyConfig
 
 __all__ = [
     "Arm",
+    "Derived",
     "ImageConfig",
     "PaperConfig",
+    "Point",
     "Stored",
     "Study",
     "StudyConfig",
@@ -21,7 +24,9 @@ __all__ = [
     "command_line",
     "control",
     "main_job",
+    "permuted",
     "published",
+    "shares",
     "stored",
     "transfer_job",
 ]

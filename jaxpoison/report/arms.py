@@ -2,7 +2,7 @@
 
 import inspect
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,26 @@ from jaxtyping import Int
 from jaxpoison import attacks, check, over
 from jaxpoison.data import poisoned
 from jaxpoison.perturb import Budget
-from jaxpoison.types import Attack, InputError
+from jaxpoison.types import Attack, Generator, InputError
 
-__all__ = ["Arm", "Stored", "arm", "control", "stored"]
+__all__ = ["Arm", "Point", "Stored", "arm", "control", "stored"]
 
 _PLAIN = str | int | float
 HARMLESS = "within 3 of clean: change alone does little"
+
+
+class Point(NamedTuple):
+    """Where an arm stands in a sweep, see `report.sweep`: one option of one attack is varied.
+
+    Attributes:
+      of: name of what is varied.
+      option: the option.
+      value: of this arm.
+    """
+
+    of: str
+    option: str
+    value: float
 
 
 class Arm(NamedTuple):
@@ -28,6 +42,10 @@ class Arm(NamedTuple):
       budget: what its stored images keep.
       expect: one line for the reader.
       settings: of the attack, for the manifest.
+      label_map: of a label-specific attack: victims shall read clean images of class y as
+        label_map[y].
+      network: the network of an attack that trains a generator.
+      sweep: its place in a sweep.
     """
 
     attack: Attack
@@ -35,6 +53,14 @@ class Arm(NamedTuple):
     budget: Budget
     expect: str
     settings: dict[str, Any]
+    label_map: tuple[int, ...] | None = None
+    network: Generator | None = None
+    sweep: Point | None = None
+
+    @property
+    def trains_generator(self) -> bool:
+        """Whether the attack has a generator, which poisons images it never saw."""
+        return (self.attack.single or self.attack).generator is not None
 
     def facts(self) -> dict[str, Any]:
         """What a run folder is bound to."""
@@ -50,6 +76,8 @@ class Stored(NamedTuple):
       budget: what the folder promises.
       expect: one line for the reader.
       settings: attack and hashes, which bind a run folder to this very poison.
+      label_map: as in `Arm`, from the manifest.
+      sweep: its place in a sweep.
     """
 
     path: pathlib.Path
@@ -57,6 +85,8 @@ class Stored(NamedTuple):
     budget: Budget
     expect: str
     settings: dict[str, Any]
+    label_map: tuple[int, ...] | None = None
+    sweep: Point | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a run folder is bound to."""
@@ -74,7 +104,9 @@ def arm(
 ) -> Arm:
     """The arm of `factory(*parts, **options)`; its settings are all options, defaults included.
 
-    Functions among the options are kept by name.
+    Functions among the options are kept by name, sequences as lists. An option `label_map` says
+    what the attacker wants victims to read, and a `Generator` among the arguments is the network
+    that the attack trains: both are noted, and kept with what is judged.
 
     Args:
       factory: an attack of `jaxpoison.attacks`.
@@ -88,24 +120,41 @@ def arm(
     bound = inspect.signature(factory).bind(*parts, **options)
     bound.apply_defaults()
     settings = {"attack": factory.__name__} | {
-        name: value if value is None or isinstance(value, _PLAIN) else value.__qualname__
+        name: setting
         for name, value in bound.arguments.items()
-        if value is None or isinstance(value, _PLAIN) or hasattr(value, "__qualname__")
+        if (setting := _setting(value)) is not _UNSAID
     }
     attack = factory(*parts, **options)
     check.at_least(1, restarts=restarts)
     if restarts > 1:
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
-    return Arm(attack, num_steps, budget, expect, settings)
+    wanted = bound.arguments.get("label_map")
+    label_map = None if wanted is None else tuple(int(label) for label in wanted)
+    networks = (value for value in bound.arguments.values() if isinstance(value, Generator))
+    return Arm(attack, num_steps, budget, expect, settings, label_map, next(networks, None))
 
 
-def control(budget: Budget, expect: str = HARMLESS) -> dict[str, Arm]:
-    """The arm of random noise at the full budget, under the name that the tables look for."""
-    name = "random-noise" if budget.norm == "linf" else f"random-noise-{budget.norm}"
+def control(
+    budget: Budget, expect: str = HARMLESS, *, distribution: str | None = None
+) -> dict[str, Arm]:
+    """The arm of random noise at the full budget, under the name that the tables look for.
+
+    Args:
+      budget: of the noise.
+      expect: one line for the reader.
+      distribution: as in `attacks.random_noise`; other noise than the norm's usual one is a further
+        control, named after it: `control(linf) | control(linf, distribution="uniform")`.
+    """
+    parts = ["random-noise", "" if budget.norm == "linf" else budget.norm, distribution or ""]
     noise = arm(
-        attacks.random_noise, eps=budget.eps, norm=budget.norm, budget=budget, expect=expect
+        attacks.random_noise,
+        eps=budget.eps,
+        norm=budget.norm,
+        distribution=distribution,
+        budget=budget,
+        expect=expect,
     )
-    return {name: noise}
+    return {"-".join(filter(None, parts)): noise}
 
 
 def stored(path: pathlib.Path, expect: str) -> Stored:
@@ -130,4 +179,22 @@ def stored(path: pathlib.Path, expect: str) -> Stored:
         raise InputError(f"{path} states no budget; there is no random noise of the same size")
     settings = {"attack": manifest.attack, "files": manifest.files}
     budget = Budget(manifest.norm, manifest.eps)
-    return Stored(path, np.flatnonzero(poison.mask), budget, expect, settings)
+    label_map = manifest.settings.get("label_map")
+    wanted = None if label_map is None else tuple(label_map)
+    return Stored(path, np.flatnonzero(poison.mask), budget, expect, settings, wanted)
+
+
+_UNSAID = object()
+
+
+def _setting(value: Any) -> Any:
+    """An argument as JSON has it; `_UNSAID` where it has no name (a network, an optax rule)."""
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Generator):
+        return {"name": value.name, "options": {k: _setting(v) for k, v in value.options}}
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__
+    if isinstance(value, Sequence) and not hasattr(value, "_fields"):
+        return [_setting(item) for item in value]
+    return _UNSAID

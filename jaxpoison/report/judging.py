@@ -1,15 +1,28 @@
 """Fresh victims of every training set, trained and judged: the entries of a record."""
 
 import time
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxpoison import checkpoint, hosts
 from jaxpoison.data import StreamSplit
 from jaxpoison.report import record
+from jaxpoison.report.arms import Point
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
 from jaxpoison.types import Dataset, Key, Split, Streaming, Training, Victim
-from jaxpoison.victims import Classical, hits, interval, judge, judge_classical, judge_streamed
+from jaxpoison.victims import (
+    Classical,
+    assess,
+    fit_classical,
+    hits,
+    interval,
+    judge,
+    judge_fits,
+    judge_streamed,
+    score_fits,
+)
 
 __all__ = ["Exam", "Judging"]
 
@@ -22,12 +35,16 @@ class Exam(NamedTuple):
       expect: one line for the reader.
       poison: {norm, eps, measured, psnr, ssim}; None for clean data.
       targets: target images with the labels the attacker wants; None where none are.
+      probes: further sets on which their accuracy is taken, by name; float images may be noise.
+      sweep: the arm's place in a sweep.
     """
 
     split: Split | StreamSplit
     expect: str
     poison: dict[str, Any] | None = None
     targets: Dataset | None = None
+    probes: Mapping[str, Dataset] = types.MappingProxyType({})
+    sweep: Point | None = None
 
 
 class Judging:
@@ -77,9 +94,11 @@ class Judging:
         else:
             judgment = judge(victim, state, info, *sets)
         success = () if exam.targets is None else hits(victim, state, exam.targets)
-        self.arms[name] = record.arm(
-            judgment, *success, expect=exam.expect, poison=exam.poison, victim=network or None
-        )
+        probes = {
+            probe: assess(victim, state.variables, dataset).accuracy
+            for probe, dataset in exam.probes.items()
+        }
+        self.arms[name] = record.arm(judgment, *success, probes=probes, **_of(exam, network))
 
     def consult(self, arm: str, exam: Exam, victim: Classical, *, network: str) -> None:
         """Judge victims that are no networks; kept in victims/NETWORK/ARM/entry.json.
@@ -99,8 +118,11 @@ class Judging:
             def judged() -> dict[str, Any]:
                 seeds = {"num": self._config.victims, "seed": self._config.seed}
                 sets: Any = exam.split
-                judgment = judge_classical(victim, *sets, **seeds)
-                entry = record.arm(judgment, expect=exam.expect, poison=exam.poison, victim=network)
+                fits = fit_classical(victim, sets.train, **seeds)
+                judgment = judge_fits(fits, *sets)
+                success = () if exam.targets is None else (score_fits(fits, exam.targets),)
+                probes = {name: score_fits(fits, one) for name, one in exam.probes.items()}
+                entry = record.arm(judgment, *success, probes=probes, **_of(exam, network))
                 path = self._work.folder / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 checkpoint.write_json(path, entry)
@@ -124,3 +146,14 @@ class Judging:
         self.arms[entries[0]]["craft_seeds"] = interval(means)._asdict()
         for name in entries[1:]:
             del self.arms[name]
+
+
+def _of(exam: Exam, network: str) -> dict[str, Any]:
+    """What an entry says of its training set."""
+    sweep = None if exam.sweep is None else exam.sweep._asdict()
+    return {
+        "expect": exam.expect,
+        "poison": exam.poison,
+        "sweep": sweep,
+        "victim": network or None,
+    }

@@ -140,6 +140,7 @@ def _head(run: Run) -> dict[str, Any]:
 def _table(runs: list[Run]) -> dict[str, Any]:
     """One row per training set; columns that are empty throughout are left out."""
     columns: dict[str, list[Cell]] = {}
+    probes = list(dict.fromkeys(k for run in runs for k in tables.probe_names(run.record)))
     for run in runs:
         names = {id(entry): name for name, entry in run.record["arms"].items()}
         for victim, name, entry in _arms(run):
@@ -154,6 +155,7 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 "peak %": _rate(entry["peak_accuracy"]),
                 "train %": _rate(entry["train_accuracy"]),
                 "success %": _rate(entry.get("success_rate")),
+                **{f"{k} %": _rate(entry.get("probes", {}).get(k)) for k in probes},
                 "attack keys %": _rate(entry.get("craft_seeds")),
                 "PSNR dB": _number(poison.get("psnr"), "{:.1f}"),
                 "SSIM": _number(poison.get("ssim"), "{:.3f}"),

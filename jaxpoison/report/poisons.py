@@ -5,11 +5,15 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpoison import hosts, over
 from jaxpoison.data import poisoned
+from jaxpoison.data.rounding import to_uint8
 from jaxpoison.perturb import Budget
+from jaxpoison.report.derived import Derived
+from jaxpoison.report.probes import everything
 from jaxpoison.report.work import Work
 from jaxpoison.types import Attack, Dataset, InputError, Key, Scenario
 from jaxpoison.victims import similarity
@@ -31,13 +35,17 @@ class Poisons:
       clean: uint8 images of the first rows that may change, for grid.png; none before there is a
         poison.
       images: by arm, the same rows poisoned.
+      rows: by arm, [P] all rows that may differ from the clean set.
     """
 
     def __init__(self, work: Work, settings: dict[str, Any]):
         self._work, self._settings = work, settings
         self.entries: dict[str, dict[str, Any]] = {}
-        self.clean, self.images = np.zeros(0), {}
+        self.clean = np.zeros(0)
+        self.images: dict[str, np.ndarray] = {}
+        self.rows: dict[str, np.ndarray] = {}
         self._shown = np.zeros(0, int)
+        self._paths: dict[str, pathlib.Path] = {}
 
     def craft(
         self,
@@ -68,9 +76,7 @@ class Poisons:
         """
         path = self._work.folder / "poison" / arm
         if not hosts.first(path.exists):
-            state, info, seconds = self._work.run("craft", arm, attack, key, scenario, num_steps)
-            if attack.single is not None:
-                attack, state = over.best_of(attack, state, info)
+            attack, state, seconds = self._run(arm, attack, key, scenario, num_steps)
             began = time.perf_counter()
 
             def write() -> None:
@@ -92,6 +98,90 @@ class Poisons:
             self._work.note(f"write {arm}", time.perf_counter() - began)
         return self.adopt(arm, path, scenario, budget)
 
+    def derive(
+        self,
+        arm: str,
+        one: Derived,
+        of: str,
+        key: Key,
+        scenario: Scenario,
+        *,
+        budget: Budget,
+        source: dict[str, Any],
+    ) -> Dataset:
+        """Write the poison folder of an arm that is made of another one's; then as `craft`.
+
+        Args:
+          arm: name of the arm.
+          one: how it is made.
+          of: the arm of this run whose stored images it is made of.
+          key: of its rows.
+          scenario: as in `craft`.
+          budget: what both folders promise.
+          source: as in `craft`.
+        """
+        path = self._work.folder / "poison" / arm
+
+        def write() -> None:
+            parent = poisoned.read(self._paths[of])
+            image, rows = one.derive(
+                key,
+                np.asarray(scenario.train.image),
+                np.asarray(parent.dataset.image),
+                np.flatnonzero(parent.mask),
+            )
+            poisoned.write(
+                path,
+                poisoned=Dataset(jnp.asarray(image), parent.dataset.label),
+                clean=scenario.train,
+                index=rows,
+                attack=arm,
+                settings=self._settings | one.settings,
+                norm=budget.norm,
+                eps=budget.eps,
+                source=source,
+                key=key,
+                extra={"poison": parent.manifest.files},
+                labels_changed=parent.manifest.labels_changed,
+            )
+
+        if not hosts.first(path.exists):
+            began = time.perf_counter()
+            hosts.first(write)
+            self._work.note(f"write {arm}", time.perf_counter() - began)
+        return self.adopt(arm, path, scenario, budget)
+
+    def held_out(
+        self,
+        arm: str,
+        attack: Attack,
+        key: Key,
+        scenario: Scenario,
+        clean: Dataset,
+        *,
+        num_steps: int,
+        budget: Budget,
+    ) -> Dataset:
+        """Images that a generator attack never saw, poisoned by what it trained.
+
+        Args:
+          arm: as in `craft`, like all that is not named here; a finished attack is loaded.
+          attack: one with a `generator`, or restarts of one.
+          key: as there.
+          scenario: as there.
+          clean: [N, H, W, C] of the same image shape.
+          num_steps: as there.
+          budget: as there.
+
+        Returns: all N rows as a release of them would be stored: grey levels rounded inside the
+          budget; of a float set the floats.
+        """
+        attack, state, _ = self._run(arm, attack, key, scenario, num_steps)
+        image = np.asarray(jax.device_get(_poison(attack, state, everything(clean)).image))
+        if clean.image.dtype == np.uint8:
+            image = to_uint8(image, np.asarray(clean.image), norm=budget.norm, eps=budget.eps)
+        return Dataset(jnp.asarray(image), clean.label)
+
     def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget) -> Dataset:
         """The training set of a poison folder that keeps its promises; notes how close it is.
 
@@ -104,11 +194,13 @@ class Poisons:
         Raises: InputError if it does not verify.
         """
         began = time.perf_counter()
+        self._paths[arm] = path
         stored = poisoned.read(path)
         report = poisoned.verify(path, scenario.train)
         failed = [check for check in report.checks if check.passed is False]
         if failed:
             raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+        self.rows[arm] = np.flatnonzero(stored.mask)
         close = similarity(scenario.train.image, stored.dataset.image)
         self.entries[arm] = {
             "norm": budget.norm,
@@ -123,6 +215,13 @@ class Poisons:
         self.images[arm] = np.asarray(stored.dataset.image[self._shown])
         self._work.note(f"verify {arm}", time.perf_counter() - began)
         return stored.dataset
+
+    def _run(self, arm, attack, key, scenario, num_steps):
+        """(attack, state, seconds) at the end of its steps; of restarts the best one."""
+        state, info, seconds = self._work.run("craft", arm, attack, key, scenario, num_steps)
+        if attack.single is not None:
+            attack, state = over.best_of(attack, state, info)
+        return attack, state, seconds
 
     def forget_picture(self, arm: str) -> None:
         """Leave an arm out of grid.png."""

@@ -1,5 +1,6 @@
 """All that is looked at before a run folder is made, so that a bad setting ends before work."""
 
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -10,11 +11,15 @@ from jaxtyping import Array, Int
 from jaxpoison import check
 from jaxpoison.data import check_dataset, poison_rows, poisoned
 from jaxpoison.report.arms import Arm, Stored
+from jaxpoison.report.derived import Derived
+from jaxpoison.report.probes import HELD_OUT, everything
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
 from jaxpoison.victims import Recipe
 
-__all__ = ["Trainee", "abstract", "check_split", "rehearse", "rows"]
+__all__ = ["Trainee", "abstract", "check_arms", "check_split", "rehearse", "rows"]
+
+_TAKEN = {"clean": "clean training set", "surrogate": "network that attacks may know"}
 
 
 class Trainee(NamedTuple):
@@ -48,7 +53,7 @@ def check_split(split: Split, trainees: Iterable[Trainee]) -> Split:
 
 
 def rows(
-    key: Key, config: StudyConfig, train: Dataset, arms: Mapping[str, Arm | Stored]
+    key: Key, config: StudyConfig, train: Dataset, arms: Mapping[str, Arm | Stored | Derived]
 ) -> Int[Array, " p"]:
     """The rows that may change: those of a poison at hand, else a seeded `config.share` of all.
 
@@ -64,15 +69,51 @@ def rows(
     return poison_rows(key, train, share=config.share)
 
 
-def rehearse(arms: Mapping[str, Arm | Stored], scenario: Scenario) -> None:
-    """Every attack's first moves without computing; no arm may be named as the clean set."""
-    if "clean" in arms:
-        raise InputError("no arm can be called 'clean', the name of the clean training set")
+def check_arms(arms: Mapping[str, Arm | Stored | Derived]) -> None:
+    """Names that can be folders beside "clean" and "surrogate"; what is made of others after them.
+
+    Raises: InputError where they are not.
+    """
+    earlier: set[str] = set()
     for name, one in arms.items():
-        if isinstance(one, Arm):
-            check.at_least(1, **{f"num_steps of {name}": one.num_steps})
-            state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
-            jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
+        if name in ("clean", "surrogate"):
+            raise InputError(f"no arm can be called {name!r}, the name of the {_TAKEN[name]}")
+        if pathlib.Path(name).name != name or name.startswith("."):
+            raise InputError(f"arm = {name!r}; a plain folder name is needed, not hidden")
+        if isinstance(one, Derived) and one.of not in earlier:
+            allowed = ", ".join(sorted(earlier)) or "none here"
+            raise InputError(f"arm {name!r} is made of {one.of!r}; allowed are earlier: {allowed}")
+        if not isinstance(one, Derived):
+            earlier.add(name)
+
+
+def rehearse(
+    arms: Mapping[str, Arm | Stored | Derived],
+    scenario: Scenario,
+    test: Dataset,
+    probes: Iterable[str],
+) -> None:
+    """Every attack's first moves without computing, and what its victims will be shown.
+
+    Raises: InputError where an attack cannot start, or its map has no label for a class.
+    """
+    held_out = not HELD_OUT.isdisjoint(probes)
+    num_classes = int(max(scenario.train.label.max(), test.label.max())) + 1
+    for name, one in arms.items():
+        if isinstance(one, Derived):
+            one.check(len(scenario.index))
+        if not isinstance(one, Arm):
+            continue
+        check.at_least(1, **{f"num_steps of {name}": one.num_steps})
+        if one.label_map is not None and len(one.label_map) < num_classes:
+            raise InputError(
+                f"label_map of {name} has {len(one.label_map)} entries; there are {num_classes} "
+                "classes"
+            )
+        state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
+        jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
+        if held_out and one.trains_generator and one.attack.single is None:
+            jax.eval_shape(one.attack.poison, state, everything(test))
 
 
 def abstract(victim: Victim) -> Variables:

@@ -3,6 +3,8 @@
     experiment, config, versions, device, date, seconds,
     arms = {name: {final_accuracy, peak_accuracy, train_accuracy, per_class, confusion, curve,
                    expect, poison, (targeted) success_rate, intended_probability,
+                   (where they were asked for) probes = {name: accuracy on a further set},
+                   (in a sweep) sweep = {of, option, value},
                    (several attack keys) craft_seeds, (several victims) victim}},
     poison = {norm, eps, measured, psnr, ssim} of the experiment's own attack,
     published = [{what, value, source}]
@@ -12,6 +14,7 @@ victim seeds. Seconds are named parts of the wall time, compiling apart.
 """
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from jaxpoison.data.manifest import device, versions
@@ -69,6 +72,8 @@ def arm(
     *,
     expect: str,
     poison: dict[str, Any] | None = None,
+    probes: Mapping[str, Interval] | None = None,
+    sweep: dict[str, Any] | None = None,
     victim: str | None = None,
 ) -> dict[str, Any]:
     """One training set's entry in `arms`.
@@ -77,8 +82,11 @@ def arm(
       judgment: the victims trained on it.
       expect: one line on what a reader should expect to see, and why.
       poison: {norm, eps, measured, psnr, ssim}; None for clean data.
-      success_rate: targeted attacks: share of targets classified as intended.
+      success_rate: targeted attacks: share of targets classified as intended; label-specific ones:
+        share of clean test images classified as the attacker's map of labels says.
       intended_probability: targeted attacks: mean probability of the intended class.
+      probes: accuracy on further sets, by name.
+      sweep: {of, option, value} of an arm in a sweep.
       victim: its name where an experiment has several; the entry is then called VICTIM/SET.
     """
     fields = {
@@ -90,6 +98,10 @@ def arm(
     ):
         if value is not None:
             fields[name] = value._asdict()
+    if probes:
+        fields["probes"] = {name: value._asdict() for name, value in probes.items()}
+    if sweep:
+        fields["sweep"] = sweep
     named = {} if victim is None else {"victim": victim}
     return named | fields | {"expect": expect, "poison": poison}
 

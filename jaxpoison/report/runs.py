@@ -131,13 +131,16 @@ def _check_arm(name: str, entry: Any) -> None:
     _need(isinstance(entry, dict), name)
     optional = [k for k in ("success_rate", "intended_probability", "craft_seeds") if k in entry]
     for rate in [*RATES, *optional]:
-        there = entry.get(rate)
-        _need(isinstance(there, dict), f"{name}.{rate}")
-        values = there.get("values")
-        _need(isinstance(values, list) and values and all(map(_number, values)), f"{name}.{rate}")
-        _need(_number(there.get("mean")) and {"low", "high"} <= there.keys(), f"{name}.{rate}")
-        ends = (there["low"], there["high"])
-        _need(ends == (None, None) or all(map(_number, ends)), f"{name}.{rate}")
+        _check_rate(f"{name}.{rate}", entry.get(rate))
+    probes, sweep = entry.get("probes", {}), entry.get("sweep")
+    _need(isinstance(probes, dict), f"{name}.probes")
+    for probe, rate in probes.items():
+        _check_rate(f"{name}.probes.{probe}", rate)
+    if sweep is not None:
+        texts = isinstance(sweep, dict) and all(
+            isinstance(sweep.get(k), str) for k in ("of", "option")
+        )
+        _need(texts and _number(sweep.get("value")), f"{name}.sweep")
     curve, classes, counts = (entry.get(k) for k in ("curve", "per_class", "confusion"))
     _need(isinstance(curve, list) and all(map(_number, curve)), f"{name}.curve")
     _need(
@@ -153,6 +156,15 @@ def _check_arm(name: str, entry: Any) -> None:
     _need(poison is None or isinstance(poison, dict), f"{name}.poison")
     for key in ("eps", "measured", "psnr", "ssim") if poison else ():
         _need(poison.get(key) is None or _number(poison[key]), f"{name}.poison.{key}")
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    _need(isinstance(rate, dict), name)
+    values = rate.get("values")
+    _need(isinstance(values, list) and values and all(map(_number, values)), name)
+    _need(_number(rate.get("mean")) and {"low", "high"} <= rate.keys(), name)
+    ends = (rate["low"], rate["high"])
+    _need(ends == (None, None) or all(map(_number, ends)), name)
 
 
 def _need(sound: Any, name: str) -> None:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from jaxpoison import check, hosts
+from jaxpoison.report.probes import PROBES, Probe
 from jaxpoison.types import InputError
 
 __all__ = ["StudyConfig"]
@@ -32,6 +33,10 @@ class StudyConfig:
     """Attack keys per arm; above 1 each gets its own victims, and their spread is reported too."""
     share: float = 1.0
     """Of the training rows that may change, above 0 up to 1; a seeded choice, the rest is clean."""
+    probes: tuple[Probe, ...] = ()
+    """Further sets that the victims of a poison are judged on, with true labels: the noise alone of
+    its training images, the noise alone that a trained generator adds to the test images, and these
+    test images poisoned (the last two of generator attacks only)."""
     deterministic: bool = False
     """Same bits from every run on a GPU too, by slower kernels; CPUs give the same bits anyway."""
     distributed: str | None = None
@@ -42,6 +47,9 @@ class StudyConfig:
         object.__setattr__(self, "runs", pathlib.Path(self.runs))
         check.at_least(1, victims=self.victims, craft_seeds=self.craft_seeds)
         check.number(above=0, most=1, share=self.share)
+        object.__setattr__(self, "probes", tuple(self.probes))
+        for probe in self.probes:
+            check.one_of(PROBES, probes=probe)
         if not 0 <= self.seed < 2**32:  # a key keeps 32 bits: others would repeat these
             raise InputError(f"seed = {self.seed}; it must be from 0 to {2**32 - 1}")
         if self.name in ("", "..") or pathlib.Path(self.name).name != self.name:
@@ -52,4 +60,6 @@ class StudyConfig:
     def settings(self) -> dict[str, Any]:
         """What determines the result, ready for JSON: all fields but those that say where."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in WHERE}
+        if not self.probes:
+            del fields["probes"]  # runs from before there were any go on
         return json.loads(json.dumps(fields, default=str))

@@ -11,8 +11,11 @@ from jaxpoison.report.record import entry as entry_name
 
 __all__ = [
     "control",
+    "is_control",
     "markdown",
+    "markdown_probes",
     "percent",
+    "probe_names",
     "print_record",
     "radius",
     "seconds",
@@ -43,10 +46,28 @@ def radius(norm: str, eps: float) -> str:
 
 
 def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry of random noise in the norm of `entry`'s poison, on the same victim."""
-    norm = entry["poison"]["norm"]
-    name = "random-noise" if norm == "linf" else f"random-noise-{norm}"
-    return arms.get(entry_name(name, entry.get("victim", "")))
+    """The entry of random noise at the budget of `entry`'s poison, on the same victim."""
+    norm, eps = entry["poison"]["norm"], entry["poison"]["eps"]
+    plain = "random-noise" if norm == "linf" else f"random-noise-{norm}"
+    for name, noise in arms.items():
+        victim, attack = split_name(name, noise)
+        same = victim == entry.get("victim", "") and noise["poison"] is not None
+        named = attack == plain or attack.startswith(f"{plain} ")
+        if same and named and noise["poison"]["eps"] == eps:
+            return noise
+    return None
+
+
+def is_control(attack: str) -> bool:
+    """Whether a training set of that name is a comparison and no attack."""
+    return attack.startswith("random-noise") or attack.endswith("-permuted")
+
+
+def probe_names(record: dict[str, Any]) -> list[str]:
+    """The probes that any training set of a record has, each once."""
+    return list(
+        dict.fromkeys(k for entry in record["arms"].values() for k in entry.get("probes", ()))
+    )
 
 
 def table(record: dict[str, Any]) -> Table:
@@ -75,6 +96,22 @@ def table(record: dict[str, Any]) -> Table:
     return result
 
 
+def probe_table(record: dict[str, Any]) -> Table | None:
+    """One row per poisoned training set that has probes, accuracy on each; None without any."""
+    names = probe_names(record)
+    if not names:
+        return None
+    result = Table(box=box.SIMPLE_HEAD)
+    for name in ("training set", *names):
+        justify = "left" if name == "training set" else "right"
+        result.add_column(name, justify=justify, no_wrap=True)
+    for name, entry in record["arms"].items():
+        if rates := entry.get("probes"):
+            cells = [percent(rates[k]) if k in rates else "" for k in names]
+            result.add_row(Text(name), *cells)
+    return result
+
+
 def split_name(name: str, entry: dict[str, Any]) -> tuple[str, str]:
     """(victim or "", training set) of an entry of the record and its key."""
     victim = entry.get("victim", "")
@@ -82,7 +119,9 @@ def split_name(name: str, entry: dict[str, Any]) -> tuple[str, str]:
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
-    """Rows for README's table, one per poisoned arm (and victim), from the record alone.
+    """Rows for README's table, one per attack (and victim), from the record alone.
+
+    Controls have none, nor have the points of a sweep, see `sweeps.markdown`.
 
     experiment | attack, budget, victim if several | clean | random noise of that norm | poisoned |
     time | device
@@ -95,7 +134,7 @@ def markdown(record: dict[str, Any]) -> list[str]:
     rows = []
     for name, entry in arms.items():
         victim, attack = split_name(name, entry)
-        if attack == "clean" or attack.startswith("random-noise"):
+        if attack == "clean" or is_control(attack) or "sweep" in entry:
             continue
         budget = radius(entry["poison"]["norm"], entry["poison"]["eps"])
         noise = control(arms, entry)
@@ -110,6 +149,26 @@ def markdown(record: dict[str, Any]) -> list[str]:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def markdown_probes(record: dict[str, Any]) -> list[str]:
+    """A table in Markdown of all that has probes or a success rate; no lines where nothing has.
+
+    training set | final | success, if any | one column for each probe
+    """
+    names = probe_names(record)
+    targeted = any("success_rate" in entry for entry in record["arms"].values())
+    if not names and not targeted:
+        return []
+    head = ["training set", "clean test", *(["success"] if targeted else []), *names]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, entry in record["arms"].items():
+        rates = [entry["final_accuracy"]]
+        rates += [entry.get("success_rate")] if targeted else []
+        rates += [entry.get("probes", {}).get(k) for k in names]
+        cells = [name, *(percent(rate) if rate else "" for rate in rates)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def print_record(record: dict[str, Any], console: Console | None = None) -> None:
@@ -141,7 +200,10 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
         f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
     )
-    console.print(Group(title, table(record), *lines, Text()))
+    parts: list[Any] = [title, table(record)]
+    if probes := probe_table(record):
+        parts += [Text("accuracy on other sets in %, with their true labels"), probes]
+    console.print(Group(*parts, *lines, Text()))
     console.print(total, soft_wrap=True)
 
 

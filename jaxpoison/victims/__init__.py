@@ -2,7 +2,14 @@
 
 from jaxpoison.victims import recipes
 from jaxpoison.victims.adversarial import adversarial_learner, pgd, trades_learner
-from jaxpoison.victims.classical import CLASSICAL, Classical, judge_classical
+from jaxpoison.victims.classical import (
+    CLASSICAL,
+    Classical,
+    fit_classical,
+    judge_classical,
+    judge_fits,
+    score_fits,
+)
 from jaxpoison.victims.evaluate import (
     Assessment,
     Interval,
@@ -37,10 +44,12 @@ __all__ = [
     "adversarial_learner",
     "assess",
     "confusion",
+    "fit_classical",
     "hits",
     "interval",
     "judge",
     "judge_classical",
+    "judge_fits",
     "judge_streamed",
     "learner",
     "load",
@@ -48,6 +57,7 @@ __all__ = [
     "pgd",
     "recipes",
     "save",
+    "score_fits",
     "similarity",
     "streamed_training",
     "targeted",

@@ -1,6 +1,6 @@
 """Victims of scikit-learn on flattened pixels, judged as the networks are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +8,9 @@ import numpy as np
 from jaxpoison import check
 from jaxpoison.data import check_dataset
 from jaxpoison.types import Dataset, InputError, as_float
-from jaxpoison.victims.evaluate import Judgment, judgment
+from jaxpoison.victims.evaluate import Interval, Judgment, interval, judgment
 
-__all__ = ["CLASSICAL", "Classical", "judge_classical"]
+__all__ = ["CLASSICAL", "Classical", "fit_classical", "judge_classical", "judge_fits", "score_fits"]
 
 
 class Classical(NamedTuple):
@@ -49,29 +49,79 @@ def judge_classical(
       (`data.first_per_class` makes a smaller set); the forest's with N log N, the regression's
       with N H W C per iteration.
     """
+    check.at_least(1, num=num)
+    check.at_least(0, seed=seed)
+    if isinstance(victim, str):
+        check.one_of(CLASSICAL, victim=victim)
+    _check_pair(train, test)
+    return judge_fits(fit_classical(victim, train, num=num, seed=seed), train, test)
+
+
+def fit_classical(
+    victim: str | Classical, train: Dataset, *, num: int = 1, seed: int = 0
+) -> tuple[Any, ...]:
+    """The fits themselves, to be judged (`judge_fits`) and shown other images (`score_fits`).
+
+    Args:
+      victim: as in `judge_classical`, like all others.
+      train: as there.
+      num: as there.
+      seed: as there.
+
+    Returns: R fitted estimators; one where no seed changes a fit.
+    """
     if isinstance(victim, str):
         check.one_of(CLASSICAL, victim=victim)
         victim = CLASSICAL[victim]
     check.at_least(1, num=num)
     check.at_least(0, seed=seed)
+    seen = _flat(check_dataset(train, source="the training set"))
+    if len(set(seen.label.tolist())) < 2:
+        raise InputError(f"every training label is {seen.label[0]}; a classifier needs two classes")
+    numbers = range(seed, seed + (num if victim.seeded else 1))
+    return tuple(victim.make(number).fit(seen.image, seen.label) for number in numbers)
+
+
+def judge_fits(fits: Sequence[Any], train: Dataset, test: Dataset) -> Judgment:
+    """`judge_classical` of classifiers that are fitted.
+
+    Args:
+      fits: from `fit_classical`.
+      train: the training set they saw.
+      test: clean test set.
+    """
+    train, test = _check_pair(train, test)
+    seen, held_out = _flat(train), _flat(test)
+    classes = range(1 + max(seen.label.max(), held_out.label.max()))
+    table = np.array(
+        [_confusion(held_out.label, one.predict(held_out.image), classes) for one in fits]
+    )
+    right = np.array([np.mean(one.predict(seen.image) == seen.label) for one in fits])
+    final = np.trace(table, axis1=1, axis2=2) / table.sum(axis=(1, 2))
+    return judgment(table, right, final[None])
+
+
+def score_fits(fits: Sequence[Any], dataset: Dataset) -> Interval:
+    """Share of rows that fitted classifiers read as labeled, over fits.
+
+    Args:
+      fits: from `fit_classical`.
+      dataset: [N, H, W, C] uint8 or float, N >= 1; floats may lie outside [0, 1], as noise does.
+    """
+    if not len(dataset.label):
+        raise InputError("there are no images to classify")
+    rows = _flat(dataset)
+    return interval([float(np.mean(one.predict(rows.image) == rows.label)) for one in fits])
+
+
+def _check_pair(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
     train = check_dataset(train, source="the training set")
     test = check_dataset(test, source="the test set")
     if train.image.shape[1:] != test.image.shape[1:]:
         raise InputError(
             f"training images are {train.image.shape[1:]}, test images {test.image.shape[1:]}"
         )
-    seen, held_out = _flat(train), _flat(test)
-    if len(set(seen.label.tolist())) < 2:
-        raise InputError(f"every training label is {seen.label[0]}; a classifier needs two classes")
-    classes = range(1 + max(seen.label.max(), held_out.label.max()))
-    counts, right = [], []
-    for number in range(num if victim.seeded else 1):
-        fitted = victim.make(seed + number).fit(seen.image, seen.label)
-        counts.append(_confusion(held_out.label, fitted.predict(held_out.image), classes))
-        right.append(np.mean(fitted.predict(seen.image) == seen.label))
-    table = np.array(counts)
-    final = np.trace(table, axis1=1, axis2=2) / table.sum(axis=(1, 2))
-    return judgment(table, np.array(right), final[None])
+    return train, test
 
 
 def _random_forest(seed: int) -> Any:
