@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpoison.types import Bilevel, Dataset, Scenario, TrainState, Variables, Victim
+from jaxpoison.types import (
+    Bilevel,
+    Dataset,
+    Generator,
+    Scenario,
+    TrainState,
+    Variables,
+    Victim,
+)
 
 
 def central_differences(fn: Any, x: np.ndarray, *, width: float = 1e-5) -> np.ndarray:
@@ -109,3 +117,31 @@ def tiny_scenario(*, num: int = 8, side: int = 3, classes: int = 3, changed: int
     label = jnp.asarray(np.arange(num) % classes, jnp.int32)
     goal = Dataset(image[:4] * 0.9, (label[:4] + 1) % classes)
     return Scenario(Dataset(image, label), goal, jnp.arange(changed, dtype=jnp.int32))
+
+
+def smooth_generator(hidden: int = 6, size: int = 9, *, batch_norm: bool = True) -> Generator:
+    """A two-layer tanh generator in plain jax; BatchNorm without scale, rate 0.1, before tanh."""
+
+    def init(key):
+        first, second = jax.random.split(key)
+        params = {
+            "w": jax.random.normal(first, (size, hidden)),
+            "v": jax.random.normal(second, (hidden, size)) / 2,
+        }
+        stats = {"mean": jnp.zeros(hidden), "var": jnp.ones(hidden)} if batch_norm else {}
+        return Variables(params, stats)
+
+    def apply(variables, image, *, train):
+        h, stats = image.reshape(image.shape[0], -1) @ variables.params["w"], variables.stats
+        if batch_norm:
+            mean, var = stats["mean"], stats["var"]
+            if train:
+                mean, var = jnp.mean(h, axis=0), jnp.var(h, axis=0)
+                stats = {
+                    "mean": 0.9 * stats["mean"] + 0.1 * mean,
+                    "var": 0.9 * stats["var"] + 0.1 * var,
+                }
+            h = (h - mean[None]) / jnp.sqrt(var[None] + 1e-5)
+        return jnp.tanh(jnp.tanh(h) @ variables.params["v"]).reshape(image.shape), stats
+
+    return Generator(init, apply)

@@ -2,6 +2,7 @@
 
 from jaxpoison.attacks.bilevel import bilevel, closed_form
 from jaxpoison.attacks.selection import keep_best
+from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
 from jaxpoison.attacks.unlearnable.lsp import lsp
@@ -11,6 +12,7 @@ from jaxpoison.attacks.unlearnable.random_noise import random_noise
 __all__ = [
     "bilevel",
     "closed_form",
+    "deepconfuse",
     "error_maximizing",
     "error_minimizing",
     "keep_best",

@@ -1,19 +1,23 @@
 """Rules for the gradient of the outer loss: `Bilevel -> Hypergrad`, interchangeable."""
 
 from jaxpoison.hypergrad.alternating import alternating
+from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
 from jaxpoison.hypergrad.minibatch import minibatches
-from jaxpoison.hypergrad.one_step import one_step
+from jaxpoison.hypergrad.one_step import one_step, through_step
 from jaxpoison.hypergrad.problem import poisoned_training, rowwise_loss
 from jaxpoison.hypergrad.unrolled import unrolled
 
 __all__ = [
     "alternating",
     "clean_batch",
+    "frozen",
     "generator_game",
     "minibatches",
     "one_step",
     "poisoned_training",
     "rowwise_loss",
+    "through_step",
+    "trajectory",
     "unrolled",
 ]

@@ -76,10 +76,10 @@ def moving(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     Variables(params + tx(d/d params), new stats), the statistics to one rounding.
     """
 
-    def init(params: Variables) -> Any:
+    def init(params: Any) -> Any:
         return tx.init(params.params)
 
-    def update(updates: Variables, state: Any, params: Any = None) -> tuple[Variables, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         moves, state = tx.update(updates.params, state, params.params)
         stats = jax.tree.map(jnp.subtract, updates.stats, params.stats)
         return Variables(moves, stats), state

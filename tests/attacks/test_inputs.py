@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 import jaxpoison as jp
-from jaxpoison.attacks import error_maximizing, error_minimizing, lsp, one_pixel, random_noise
+from jaxpoison.attacks import (
+    deepconfuse,
+    error_maximizing,
+    error_minimizing,
+    lsp,
+    one_pixel,
+    random_noise,
+)
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -20,6 +27,11 @@ def em(**options):
 def tap(**options):
     settings = {"eps": 0.1, "num_classes": 3, **options}
     return inspect.unwrap(error_maximizing)(oracles.smooth_victim(), **settings)
+
+
+def confuse(**options):
+    networks = oracles.smooth_victim(), oracles.smooth_generator()
+    return inspect.unwrap(deepconfuse)(*networks, **{"eps": 0.1, "trial_steps": 2, **options})
 
 
 def ops(**options):
@@ -64,6 +76,23 @@ def ops(**options):
         (lsp, {"num_classes": 1}, "num_classes = 1; it must be at least 2"),
         (lsp, {"num_classes": 3, "patch": 0}, "patch = 0; it must be at least 1"),
         (one_pixel, {"num_classes": 0}, "num_classes = 0; it must be at least 2"),
+        (confuse, {"eps": 8}, "eps = 8 looks like grey levels; write 8/255"),
+        (confuse, {"trial_steps": 0}, "trial_steps = 0; it must be at least 1"),
+        (confuse, {"batch_size": 0}, "batch_size = 0; it must be at least 1"),
+        (
+            confuse,
+            {"learning_rate": 0.0},
+            "learning_rate = 0.0; it must be a finite number above 0",
+        ),
+        (
+            confuse,
+            {"train_fraction": 1.5},
+            "train_fraction = 1.5; it must be a number above 0 and at most 1",
+        ),
+        (confuse, {"form": "both"}, "form = 'both'; allowed are memory, trajectory"),
+        (confuse, {"label_map": (1, 3, 0)}, "label_map[1] = 3; it must be a number at most 2"),
+        (confuse, {"label_map": (1, -1, 0)}, "label_map[1] = -1; it must be at least 0"),
+        (confuse, {"label_map": (1, 2.5, 0)}, "label_map[1] = 2.5; it must be a whole number"),
         (ops, {"objective": "both"}, "objective = 'both'; allowed are code, paper"),
         (one_pixel, {"num_classes": 3, "num_pixels": 0}, "num_pixels = 0; it must be at least 1"),
     ],

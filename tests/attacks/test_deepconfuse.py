@@ -1,0 +1,83 @@
+"""The leader's loss against numpy, presets against the tables, and partial poisoning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpoison as jp
+from jaxpoison.attacks.unlearnable.deepconfuse import CIFAR10, IMAGENET2, MNIST
+from tests import oracles
+from tests.attacks import tiny
+
+KEY = jax.random.key(0)
+
+
+def confuse(**options):
+    networks = oracles.smooth_victim(), oracles.smooth_generator()
+    settings = {"eps": 0.2, "trial_steps": 2, "batch_size": 8, **options}
+    return jp.attacks.deepconfuse(*networks, **settings)
+
+
+@pytest.mark.parametrize("label_map", [None, (2, 2, 1)])
+def test_the_leader_minimizes_what_is_stated(label_map):
+    """At a follower that hardly moves: -CE(y) or CE(eta(y)) on clean images."""
+    data = oracles.tiny_scenario(changed=8)
+    attack = confuse(label_map=label_map, learning_rate=1e-9)
+    state, info = jp.run(attack, KEY, data, num_steps=1)
+    params = jax.tree.map(np.asarray, state.phi.phi.follower.params)
+    x, y = map(np.asarray, data.train)
+    wanted = y if label_map is None else np.asarray(label_map)[y]
+    loss = tiny.losses_and_gradients(params["w"], params["v"], x, wanted)[0].mean()
+    np.testing.assert_allclose(info.outer_loss[0], -loss if label_map is None else loss, rtol=1e-5)
+
+
+def test_the_generator_of_a_state_is_what_poisons():
+    data = oracles.tiny_scenario()
+    attack = confuse(batch_size=4, tx=optax.adam(0.1))
+    state, _ = jp.run(attack, KEY, data, num_steps=3)
+    theta = attack.generator(state)
+    noise, _ = oracles.smooth_generator().apply(theta, data.train.image, train=False)
+    expected = np.clip(data.train.image + 0.2 * noise, 0, 1)
+    image = np.asarray(attack.poison(state, data).image)
+    np.testing.assert_allclose(image[:5], expected[:5], atol=1e-6)
+    np.testing.assert_array_equal(image[5:], data.train.image[5:])
+
+
+def test_rows_that_stay_clean_teach_the_generator_nothing():
+    """With part of the rows, others may hold anything."""
+    data = oracles.tiny_scenario()
+    other = data.train.image.at[5:].set(0.5)
+    attack = confuse(batch_size=4, learning_rate=0.5)
+    states = [
+        jp.run(attack, KEY, data._replace(train=jp.Dataset(image, data.train.label)), num_steps=4)
+        for image in (data.train.image, other)
+    ]
+    one, two = (np.asarray(state.theta.params["w"]) for state, _ in states)
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("preset", "num", "steps", "eps", "rate"),
+    [
+        (MNIST, 60000, 937, 0.3, 1e-4),
+        (CIFAR10, 50000, 20 * 195, 0.032, 1e-4),
+        (IMAGENET2, 2600, 5 * 81, 0.1, 1e-3),
+    ],
+    ids=["mnist", "cifar10", "imagenet2"],
+)
+def test_presets_are_the_tables(preset, num, steps, eps, rate):
+    options = preset.options(num)
+    confuse(**options)
+    assert (options["trial_steps"], options["eps"]) == (steps, eps)
+    assert options["learning_rate"] == 0.01 and preset.trials == 500
+    state = options["tx"].init(jnp.zeros(()))
+    updates, state = options["tx"].update(jnp.ones(()), state, jnp.zeros(()))
+    np.testing.assert_allclose(updates, -rate, rtol=1e-4)  # Adam's first step
+    assert hasattr(state[0], "nu_max") == (preset is IMAGENET2)
+
+
+def test_a_set_smaller_than_a_batch_is_one_line():
+    with pytest.raises(jp.InputError, match="^num_train = 63; it must be at least 64$"):
+        MNIST.options(63)
