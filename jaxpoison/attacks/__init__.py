@@ -1,6 +1,13 @@
 """Attacks, each a factory named as its file: settings in, `Attack` out."""
 
 from jaxpoison.attacks.bilevel import bilevel, closed_form
+from jaxpoison.attacks.generator_store import (
+    GeneratorCard,
+    TrainedGenerator,
+    load_generator,
+    poison_dataset,
+    save_generator,
+)
 from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
@@ -10,13 +17,18 @@ from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
 
 __all__ = [
+    "GeneratorCard",
+    "TrainedGenerator",
     "bilevel",
     "closed_form",
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",
     "keep_best",
+    "load_generator",
     "lsp",
     "one_pixel",
+    "poison_dataset",
     "random_noise",
+    "save_generator",
 ]

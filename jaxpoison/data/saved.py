@@ -132,7 +132,9 @@ def _placed(target: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
-        raise InputError(f"cannot write {target}: {check.one_line(error)}") from error
+        met = error.__cause__ or error  # by the checkpoint; uncut, as the reason stands last
+        reason = " ".join(str(met).split()) or type(met).__name__
+        raise InputError(f"cannot write {target}: {reason}") from error
     finally:
         if hosts.is_first() and staging != target:
             _remove(staging, made)

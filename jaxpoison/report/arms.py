@@ -2,7 +2,7 @@
 
 import inspect
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +116,9 @@ def arm(
       expect: one line for the reader.
       restarts: independent runs, of which the one of the lowest loss is stored.
       **options: its keyword arguments.
+
+    Raises: InputError for an attack that trains a generator, and has not one network for it or
+      another `eps` than the budget: it could not be applied later as it was trained.
     """
     bound = inspect.signature(factory).bind(*parts, **options)
     bound.apply_defaults()
@@ -125,13 +128,13 @@ def arm(
         if (setting := _setting(value)) is not _UNSAID
     }
     attack = factory(*parts, **options)
+    network = None if attack.generator is None else _network(bound.arguments, budget)
     check.at_least(1, restarts=restarts)
     if restarts > 1:
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
     wanted = bound.arguments.get("label_map")
     label_map = None if wanted is None else tuple(int(label) for label in wanted)
-    networks = (value for value in bound.arguments.values() if isinstance(value, Generator))
-    return Arm(attack, num_steps, budget, expect, settings, label_map, next(networks, None))
+    return Arm(attack, num_steps, budget, expect, settings, label_map, network)
 
 
 def control(
@@ -198,3 +201,16 @@ def _setting(value: Any) -> Any:
     if isinstance(value, Sequence) and not hasattr(value, "_fields"):
         return [_setting(item) for item in value]
     return _UNSAID
+
+
+def _network(arguments: Mapping[str, Any], budget: Budget) -> Generator:
+    """The one network among the arguments of an attack that trains it under this budget."""
+    networks = [value for value in arguments.values() if isinstance(value, Generator)]
+    if len(networks) != 1:
+        raise InputError(f"the attack has {len(networks)} Generators as arguments; it must have 1")
+    eps = arguments.get("eps", budget.eps)
+    if (budget.norm, budget.eps) != ("linf", eps):
+        raise InputError(
+            f"the budget is {budget.norm} {budget.eps:.6g}; the generator's is linf {eps:.6g}"
+        )
+    return networks[0]

@@ -180,7 +180,7 @@ class _Sets:
         if isinstance(one, Derived):
             of, key = self.names(one.of)[s], jax.random.fold_in(self._derive_key, s)
             return poisons.derive(label, one, of, key, self._scenario, **common)
-        settings = {"num_steps": one.num_steps, "settings": one.settings}
+        settings = {"num_steps": one.num_steps, "settings": one.settings, "network": one.network}
         key = jax.random.fold_in(self._attack_key, s)
         return poisons.craft(label, one.attack, key, self._scenario, **settings, **common)
 

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpoison import hosts, over
+from jaxpoison.attacks import save_generator
 from jaxpoison.data import poisoned
 from jaxpoison.data.rounding import to_uint8
 from jaxpoison.perturb import Budget
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.probes import everything
 from jaxpoison.report.work import Work
-from jaxpoison.types import Attack, Dataset, InputError, Key, Scenario
+from jaxpoison.types import Attack, Dataset, Generator, InputError, Key, Scenario
 from jaxpoison.victims import similarity
 
 __all__ = ["Poisons"]
 
+GENERATOR = "generator"  # folder, beside the checkpoints of its attack
 SHOWN = 8  # images in grid.png: the first rows that may change
 
 
@@ -58,8 +60,11 @@ class Poisons:
         budget: Budget,
         source: dict[str, Any],
         settings: dict[str, Any] | None = None,
+        network: Generator | None = None,
     ) -> Dataset:
         """Run an attack, write its poison folder, verify it, and read it back.
+
+        A trained generator is kept too, in `craft/<arm>/generator`; it is there before the poison.
 
         Args:
           arm: name of the arm and its folders.
@@ -70,23 +75,40 @@ class Poisons:
           budget: what the folder promises.
           source: where the training set came from: {name, split, data_dir}, as `data.load` takes.
           settings: the attack's settings, for the manifest.
+          network: the generator's, of an attack that trains one (`Attack.generator`).
 
         Returns: the stored training set (uint8), as victims will see it.
-        Raises: InputError if the stored poison breaks its budget.
+        Raises: InputError if the stored poison breaks its budget, or the network is not the one
+          that the attack trained.
         """
-        path = self._work.folder / "poison" / arm
-        if not hosts.first(path.exists):
+        path, kept = self._work.folder / "poison" / arm, self.generator(arm)
+        settings = self._settings | {"num_steps": num_steps} | (settings or {})
+        if not hosts.first(lambda: path.exists() and (network is None or kept.exists())):
             attack, state, seconds = self._run(arm, attack, key, scenario, num_steps)
             began = time.perf_counter()
+            if network is not None and attack.generator and not hosts.first(kept.exists):
+                save_generator(
+                    kept,
+                    attack.generator(state),
+                    network=network,
+                    eps=budget.eps,
+                    attack=arm,
+                    settings=settings,
+                    key=key,
+                    scenario=scenario,
+                    source=source,
+                )
 
             def write() -> None:
+                if path.exists():
+                    return
                 poisoned.write(
                     path,
                     poisoned=jax.device_get(_poison(attack, state, scenario)),
                     clean=scenario.train,
                     index=scenario.index,
                     attack=arm,
-                    settings=self._settings | {"num_steps": num_steps} | (settings or {}),
+                    settings=settings,
                     norm=budget.norm,
                     eps=budget.eps,
                     source=source,
@@ -97,6 +119,10 @@ class Poisons:
             hosts.first(write)
             self._work.note(f"write {arm}", time.perf_counter() - began)
         return self.adopt(arm, path, scenario, budget)
+
+    def generator(self, arm: str) -> pathlib.Path:
+        """Where the trained generator of an arm is kept, for `attacks.load_generator`."""
+        return self._work.folder / "craft" / arm / GENERATOR
 
     def derive(
         self,

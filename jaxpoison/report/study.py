@@ -4,6 +4,7 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
 
     config.json                 the settings; a folder of other settings is refused
     craft/<arm>/                metrics.jsonl and checkpoints/ of an attack
+    craft/<arm>/generator/      the generator it trained, if it trains one; `apply` reads it
     poison/<arm>/               the poison folder, as the victims read it
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
     grid.png, curves.png        pictures

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from jaxpoison import check, tree
-from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
+from jaxpoison.types import Dataset, Generator, InputError, Variables, Victim, as_float
 
 __all__ = [
     "Assessment",
@@ -228,12 +228,12 @@ def assessment(counts: Int[Array | np.ndarray, "r l l"]) -> Assessment:
     return Assessment(interval(right), per_class, total.tolist())
 
 
-def is_stacked(victim: Victim, variables: Variables) -> bool:
-    """Whether the arrays have a leading axis of victims, by the shapes of `victim.init`.
+def is_stacked(network: Victim | Generator, variables: Variables) -> bool:
+    """Whether the arrays have a leading axis of networks, by the shapes of `network.init`.
 
     Raises: InputError if they are not this network's, with such an axis or without.
     """
-    like = jax.eval_shape(victim.init, jax.random.key(0))
+    like = jax.eval_shape(network.init, jax.random.key(0))
     if jax.tree.structure(like) != jax.tree.structure(variables):
         raise InputError("the variables are of another network: their names differ")
     found, wanted = ([x.shape for x in jax.tree.leaves(t)] for t in (variables, like))

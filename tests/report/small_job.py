@@ -17,6 +17,7 @@ from jaxpoison.book import Book
 from jaxpoison.report import StudyConfig, Trainee, arm, main_job, published
 from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import recipes
+from tests.attacks import tiny_generator
 
 SHAPE, CLASSES, EPS, EPOCHS = (8, 8, 1), 3, 0.1, 4
 
@@ -28,7 +29,18 @@ def split():
     return Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(48), slice(48, None))))
 
 
-def run(runs, *, data=None, num_steps=1, mesh=None, main="random-noise", **options):
+def untrained_generator():
+    """The arm of a generator as it was drawn; its folder is kept like that of a trained one."""
+    return arm(
+        tiny_generator.untrained,
+        tiny_generator.network(SHAPE),
+        eps=EPS,
+        budget=jp.perturb.Budget("linf", EPS),
+        expect="nothing much",
+    )
+
+
+def run(runs, *, data=None, num_steps=1, mesh=None, main="random-noise", arms=None, **options):
     """The record of clean data and noise on half of it, two victims each, after a surrogate."""
     noise = arm(
         jp.attacks.random_noise,
@@ -46,7 +58,7 @@ def run(runs, *, data=None, num_steps=1, mesh=None, main="random-noise", **optio
         recipe=recipes.small(epochs=EPOCHS, batch_size=16),
         split=data or split(),
         source={"name": "blobs"},
-        arms={"random-noise": noise},
+        arms={"random-noise": noise} | (arms or {}),
         main=main,
         surrogate=Trainee(victim, recipes.small(epochs=1, batch_size=16)),
         mesh=mesh,

@@ -23,6 +23,9 @@ STAGES = {  # in the order of the job: where the code is, and of which file or p
     "seconds": (checkpoint, "write_json", "seconds.json"),
     "poison": (poison_files, "_fill", "random-noise"),
     "victims": (checkpoint.ocp, "save", "victims/random-noise"),
+    "generator": (checkpoint.ocp, "save", ".generator."),
+    "its card": (checkpoint, "write_json", "generator.json"),
+    "its poison": (poison_files, "_fill", "drawn"),
     "grid": (figures, "_save", "grid.png"),
     "curves": (figures, "_save", "curves.png"),
     "record": (checkpoint, "write_json", "result.json"),
@@ -65,17 +68,21 @@ def breaks_off(monkeypatch, stage, trouble):
     return met
 
 
+def job(runs, **options):
+    return small_job.run(runs, arms={"drawn": small_job.untrained_generator()}, **options)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     runs = tmp_path_factory.mktemp("whole")
-    return runs, small_job.run(runs)
+    return runs, job(runs)
 
 
 def command(runs, monkeypatch, capsys):
     """(exit code, last line on standard error) of the job as a command."""
 
     def main(config):
-        small_job.run(runs, seed=config.seed)
+        job(runs, seed=config.seed)
 
     monkeypatch.setattr(sys, "argv", ["small"])
     code = 0
@@ -93,7 +100,7 @@ def assert_same_end(runs, undisturbed):
     found = json.loads((runs / "small" / "default" / "result.json").read_text())
     assert found["arms"] == record["arms"] and found["poison"] == record["poison"]
     ours, theirs = (
-        {p: b for p, b in files(folder).items() if "checkpoints" not in p.parts}
+        {p: b for p, b in files(folder).items() if not {"checkpoints", "state"} & {*p.parts}}
         for folder in (runs, wanted)
     )
     assert ours.keys() == theirs.keys()  # and no rubbish
@@ -114,8 +121,10 @@ def test_each_stage_broken_off_in_turn(tmp_path, undisturbed, monkeypatch, capsy
             assert (code, errors) == (130, []), stage
         else:
             assert code == 2 and len(errors) == 1, errors
-            named = STAGES[stage][2].replace("config.json", "run folder")
-            assert named in errors[0] and "File too large" in errors[0], errors
+            named = STAGES[stage][2].replace("config.json", "run folder").strip(".")
+            assert named.removesuffix(".json") in errors[0] and "File too large" in errors[0], (
+                errors
+            )
     code, errors = command(tmp_path, monkeypatch, capsys)
     assert (code, errors) == (0, [])
     assert_same_end(tmp_path, undisturbed)
