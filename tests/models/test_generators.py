@@ -98,10 +98,16 @@ def test_what_a_generator_says_of_itself_builds_it_again(name):
     assert stored["dtype"] == "bfloat16" and options.items() <= dict(network.options).items()
     again = models.create_generator(network.name, network.image_shape, **stored)
     assert again.options == network.options
-    variables, x = filled(network), ramp(3, shape)
-    assert jax.tree.structure(filled(again)) == jax.tree.structure(variables)
-    (y, _), (z, _) = (jax.jit(partial(g.apply, train=True))(variables, x) for g in (network, again))
-    np.testing.assert_array_equal(y, z)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+
+    def program(network):
+        run = jax.jit(lambda variables, x: network.apply(variables, x, train=True))
+        return run.lower(variables, x).as_text()
+
+    assert program(again) == program(network)
+    other = models.create_generator(name, shape, **stored | {"dtype": "float32"})
+    assert program(other) != program(network)
 
 
 def test_every_shipped_generator_is_tested_here():
@@ -119,20 +125,16 @@ def test_directions_are_bounded_float32_and_move_the_statistics(name):
     variables, x = filled(networks[0]), ramp(6, shape)
 
     @jax.jit
-    def run(params, x):
-        def loss(params):
-            y, stats = networks[1].apply(variables._replace(params=params), x, train=True)
-            return jnp.sum(jnp.sin(3 * y)), (y, stats)
+    def run(variables, x):
+        return [network.apply(variables, x, train=True) for network in networks]
 
-        return jax.grad(loss, has_aux=True)(params), networks[0].apply(variables, x, train=True)
-
-    (grads, (y, stats)), (exact, _) = run(variables.params, x)
+    (exact, _), (y, stats) = run(variables, x)
     assert y.shape == x.shape and 0.1 < abs(y).mean() and abs(y).max() <= 1
-    for leaf in jax.tree.leaves((grads, y, stats, exact)):
+    for leaf in jax.tree.leaves((y, stats, exact)):
         assert leaf.dtype == jnp.float32 and jnp.all(jnp.isfinite(leaf))
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), stats, variables.stats)
     assert all(jax.tree.leaves(moved))
-    assert abs(y - exact).mean() < 0.05
+    assert 0 < abs(y - exact).mean() < 0.05
     assert jnp.any(y != y.astype(jnp.bfloat16))  # the last BN and tanh are not rounded
 
 
