@@ -7,7 +7,7 @@ cut from the training set, and no monitoring victim trains on it; the attack its
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +69,7 @@ def keep_best(
     that diverges (NaN or infinite loss or weights) says nothing: its round is not kept.
 
     Args:
-      attack: any attack; restarts go outside (`over_restarts(keep_best(...), num)`; side by side,
-        chunk = None, every step then pays for both halves of a round).
+      attack: any attack; restarts go outside, `over_restarts(keep_best(...), num)`.
       training: of the monitoring victim, `victims.training(learner, recipe)`; its learning rate may
         not follow a schedule laid out over a number of rows.
       every: attack steps in a round.
@@ -108,33 +107,33 @@ def keep_best(
     def split(poisoned, scenario):
         return _split(poisoned, scenario.train, holdout, label_map, seed)
 
-    def watch(key, state, scenario):
+    def watch(key, attacked, monitor, fresh, scenario):
         """One epoch of the monitor: (its state, the score it has now)."""
         init_key, epoch_key = jax.random.split(key)
-        sets = split(attack.poison(state.attack, scenario), scenario)
-        fresh = state.phase == every
-        phi = lax.cond(fresh, lambda: training.init(init_key, sets), lambda: state.monitor)
+        sets = split(attack.poison(attacked, scenario), scenario)
+        phi = lax.cond(fresh, lambda: training.init(init_key, sets), lambda: monitor)
         phi, info = training.step(epoch_key, phi, sets)
         fails = info.test_accuracy if label_map is None else 1 - info.test_accuracy
         sound = info.finite & tree.all_finite(phi.variables)
         return phi, jnp.where(sound, fails, jnp.inf)
 
     def step(key, state, scenario):
-        watching = state.phase >= every
-        attacked, info = lax.cond(
-            watching,
-            lambda: (state.attack, state.info),
-            lambda: attack.step(key, state.attack, scenario),
+        phase = state.phase
+        attacked, info = _turn_if(
+            phase < every,
+            lambda carry: attack.step(key, carry[0], scenario),
+            (state.attack, state.info),
         )
-        last = state.phase == every + epochs - 1
-        monitor, now = lax.cond(
-            watching, lambda: watch(key, state, scenario), lambda: (state.monitor, state.score)
+        monitor, now = _turn_if(
+            phase >= every,
+            lambda carry: watch(key, attacked, carry[0], phase == every, scenario),
+            (state.monitor, state.score),
         )
-        score = jnp.where(last, now, state.score)
-        better = last & (score < state.best_score)
-        best = lax.cond(better, lambda: attacked, lambda: state.best)
+        score = jnp.where(phase == every + epochs - 1, now, state.score)
+        better = score < state.best_score  # only at the end of a round does the score change
+        best = _turn_if(better, lambda _: attacked, state.best)
         lowest = jnp.where(better, score, state.best_score)
-        phase = (state.phase + 1) % (every + epochs)
+        phase = (phase + 1) % (every + epochs)
         new = SelectionState(attacked, info, best, lowest, monitor, score, phase)
         scores = (jnp.minimum(x, 1) for x in (score, lowest))
         return new, _info_type(type(info))(*info, *scores)
@@ -169,6 +168,18 @@ def held_out_rows(
         raise InputError(f"holdout {holdout} of {num} rows leaves one of the two parts empty")
     order = jax.random.permutation(jax.random.key(seed), num)
     return order[held:], order[:held]
+
+
+def _turn_if(condition: Array, body: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
+    """`body(carry)` if the condition holds, else `carry`: a loop of one turn or none.
+
+    `lax.cond` copies what it passes through, step after step; a loop has it in place. Under vmap a
+    loop whose condition fails for all is not run, where a cond would run both sides.
+    """
+    loop = lax.while_loop(
+        lambda c: c[0], lambda c: (jnp.array(False), body(c[1])), (condition, carry)
+    )
+    return loop[1]
 
 
 def _split(poisoned: Dataset, clean: Dataset, holdout, label_map, seed) -> Split:

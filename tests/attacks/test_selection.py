@@ -218,6 +218,36 @@ def test_weights_that_are_nan_after_the_last_update_count_as_diverged():
     assert info.held_out.tolist() == [1, 1] and jnp.isinf(state.best_score)
 
 
+@pytest.mark.parametrize("chunk", [1, None])
+def test_side_by_side_too_no_step_pays_for_the_other_half_of_a_round(chunk):
+    taken, base = [], counting()
+
+    def step(key, state, scenario):
+        jax.debug.callback(taken.append, state)
+        return base.step(key, state, scenario)
+
+    kept = keep_best(base._replace(step=step), reading(), every=2, epochs=3)
+    state, info = jp.run(jp.over_restarts(kept, 3, chunk=chunk), KEY, scenario(), num_steps=10)
+    jax.block_until_ready(state)
+    assert sorted(map(int, taken)) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    np.testing.assert_allclose(info.best[-1], [QUALITY[4]] * 3, rtol=1e-6)
+
+
+def test_no_branch_carries_the_attack_which_it_would_copy():
+    size = 10**6
+
+    def step(key, state, scenario):
+        state = 0.5 * state + jax.random.uniform(key)
+        return state, Info(state[0], state[0], jnp.array(True))
+
+    big = jp.Attack(lambda key, scenario: jnp.zeros(size), step, walk().poison)
+    kept = keep_best(big, reading(), every=2, epochs=2)
+    state = jax.eval_shape(kept.init, KEY, scenario())
+    text = jax.jit(kept.step, donate_argnums=1).lower(KEY, state, scenario()).compile().as_text()
+    branches = [line for line in text.splitlines() if " conditional(" in line]
+    assert branches and not any(f"f32[{size}]" in line for line in branches)
+
+
 SHAPE = (4, 4, 1)
 VICTIM = jp.models.mlp(SHAPE, 3, hidden=(8,))
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.5, drop_last=True)
