@@ -1,7 +1,12 @@
 """Victims in training: how they learn, by which recipe, and how they are judged."""
 
 from jaxpoison.victims import recipes
-from jaxpoison.victims.adversarial import adversarial_learner, pgd, trades_learner
+from jaxpoison.victims.adversarial import (
+    adversarial_learner,
+    assess_robust,
+    pgd,
+    trades_learner,
+)
 from jaxpoison.victims.classical import (
     CLASSICAL,
     Classical,
@@ -43,6 +48,7 @@ __all__ = [
     "accuracy",
     "adversarial_learner",
     "assess",
+    "assess_robust",
     "confusion",
     "fit_classical",
     "hits",

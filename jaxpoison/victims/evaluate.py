@@ -10,16 +10,18 @@ import scipy.special
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
-from jaxpoison import check, tree
+from jaxpoison import check
 from jaxpoison.types import Dataset, Generator, InputError, Variables, Victim, as_float
 
 __all__ = [
+    "STATISTICS",
     "Assessment",
     "Interval",
     "Judgment",
     "accuracy",
     "assess",
     "assessment",
+    "checked_assessment",
     "confusion",
     "hits",
     "interval",
@@ -27,8 +29,13 @@ __all__ = [
     "judge",
     "judgment",
     "logits",
+    "stacked",
     "targeted",
 ]
+
+
+STATISTICS = ("running", "batch")
+"""By which BatchNorm normalizes where a victim is judged."""
 
 
 class Interval(NamedTuple):
@@ -65,7 +72,7 @@ class Judgment(NamedTuple):
     Attributes:
       final_accuracy: after the last epoch.
       peak_accuracy: the best epoch, chosen on the test set (an upper bound, as by early stopping).
-      train_accuracy: on the training set as given, running statistics, after the last epoch.
+      train_accuracy: on the training set as given, after the last epoch.
       per_class: [L] final accuracy by true class, mean over seeds; None where none is tested.
       confusion: [L, L] counts, true class by predicted class, summed over seeds.
       curve: [T] test accuracy after each epoch, mean over seeds.
@@ -80,35 +87,61 @@ class Judgment(NamedTuple):
 
 
 def logits(
-    victim: Victim, variables: Variables, image: Num[Array, "n h w c"], *, batch_size: int = 500
+    victim: Victim,
+    variables: Variables,
+    image: Num[Array, "n h w c"],
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
 ) -> Float[Array, "n l"]:
-    """Logits [N, L] in eval mode (running statistics), batch by batch.
+    """Logits [N, L], batch by batch.
+
+    With statistics = "batch" BatchNorm normalizes every batch by its own statistics, as a network
+    that was never put into eval mode does; the running ones are not read. Batches are consecutive
+    rows, all of the same size: the last one reaches back to rows before it, whose logits remain
+    those of the batch they came with first. A set sorted by class then has batches of one class.
 
     Args:
-      victim: the network.
+      victim: the network; for "batch" without dropout.
       variables: one trained victim.
       image: uint8, or float in [0, 1]; N >= 1.
-      batch_size: rows at a time; the last batch is filled up and cut again.
+      batch_size: B, rows at a time, at most N are taken. With running statistics it changes memory
+        alone.
+      statistics: "running" (eval mode) or "batch" (train mode).
 
-    Raises: InputError for no images, or batch_size < 1.
+    Raises: InputError for no images, batch_size < 1, another word for the statistics, or a network
+      with dropout and "batch".
     """
     if not len(image):
         raise InputError("there are no images to classify")
     check.at_least(1, batch_size=batch_size)
+    check.one_of(STATISTICS, statistics=statistics)
+    image, num = jnp.asarray(image), len(image)
+    size = min(batch_size, num)
+    last = num - size
+    starts = jnp.minimum(jnp.arange(0, num, size), last)
 
-    def one(batch):
-        return victim.apply(variables, as_float(batch), train=False)[0]
+    def one(start):
+        batch = lax.dynamic_slice_in_dim(image, start, size)
+        return victim.apply(variables, as_float(batch), train=statistics == "batch")[0]
 
-    batches, _ = tree.batches(image, batch_size)
-    scores = lax.map(one, batches)
-    return scores.reshape(-1, scores.shape[-1])[: len(image)]
+    scores = lax.map(one, starts)
+    seen = size * (len(starts) - 1)  # rows of the batches before the last
+    before = scores[:-1].reshape(seen, scores.shape[-1])
+    return jnp.concatenate([before, scores[-1, seen - last :]])
 
 
 def accuracy(
-    victim: Victim, variables: Variables, dataset: Dataset, *, batch_size: int = 500
+    victim: Victim,
+    variables: Variables,
+    dataset: Dataset,
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
 ) -> Float[Array, ""]:
     """Share of rows whose largest logit is the label's; arguments as of `logits`."""
-    predicted = jnp.argmax(logits(victim, variables, dataset.image, batch_size=batch_size), axis=1)
+    options: dict[str, Any] = {"batch_size": batch_size, "statistics": statistics}
+    predicted = jnp.argmax(logits(victim, variables, dataset.image, **options), axis=1)
     return jnp.mean(predicted == dataset.label)
 
 
@@ -135,7 +168,7 @@ def targeted(
 
 
 def hits(victim: Victim, state: Any, targets: Dataset) -> tuple[Interval, Interval]:
-    """`targeted` for the victims of several seeds.
+    """`targeted` for the victims of several seeds, with running statistics.
 
     Args:
       victim: the network.
@@ -149,7 +182,14 @@ def hits(victim: Victim, state: Any, targets: Dataset) -> tuple[Interval, Interv
 
 
 def judge(
-    victim: Victim, state: Any, info: Any, train: Dataset, test: Dataset, *, batch_size: int = 500
+    victim: Victim,
+    state: Any,
+    info: Any,
+    train: Dataset,
+    test: Dataset,
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
 ) -> Judgment:
     """The victims of several seeds after training.
 
@@ -160,9 +200,10 @@ def judge(
       train: the training set they saw.
       test: clean test set.
       batch_size: rows at a time; one victim's activations of one batch are all that is held.
+      statistics: "running" or "batch", as in `logits`; `**recipe.evaluation` has both.
     """
     seen, held_out = (
-        np.asarray(_counts(victim, state.variables, dataset, batch_size))
+        np.asarray(_counts(victim, state.variables, dataset, batch_size, statistics))
         for dataset in (train, test)
     )
     train_accuracy = np.trace(seen, axis1=1, axis2=2) / len(train.label)
@@ -194,29 +235,28 @@ def judgment(
 
 
 def assess(
-    victim: Victim, variables: Variables, dataset: Dataset, *, batch_size: int = 500
+    victim: Victim,
+    variables: Variables,
+    dataset: Dataset,
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
 ) -> Assessment:
     """Accuracy, per-class accuracy and confusion of trained victims, in one call.
 
     Args:
       victim: the network.
       variables: of one trained victim, or of R with a leading axis; as `load` returns them.
-      dataset: what they classify, with running statistics.
+      dataset: what they classify.
       batch_size: rows at a time.
+      statistics: "running" or "batch", as in `logits`.
 
-    Raises: InputError for no images, a label without a logit, or batch_size < 1.
+    Raises: InputError as in `logits`, and for a label without a logit.
     """
     check.at_least(1, batch_size=batch_size)
-    several = variables
-    if not is_stacked(victim, variables):
-        several = jax.tree.map(lambda x: x[None], variables)
-    counts = np.asarray(_counts(victim, several, dataset, batch_size))
-    if (found := counts.sum(axis=(1, 2)).min()) < len(dataset.label):
-        raise InputError(
-            f"{len(dataset.label) - found} labels of the set are not among the network's "
-            f"{counts.shape[1]} classes"
-        )
-    return assessment(counts)
+    several = stacked(victim, variables)
+    counts = np.asarray(_counts(victim, several, dataset, batch_size, statistics))
+    return checked_assessment(counts, dataset)
 
 
 def assessment(counts: Int[Array | np.ndarray, "r l l"]) -> Assessment:
@@ -226,6 +266,24 @@ def assessment(counts: Int[Array | np.ndarray, "r l l"]) -> Assessment:
     total = counts.sum(axis=0)  # every victim has the same rows of a class
     per_class = [r[i].item() / r.sum().item() if r.any() else None for i, r in enumerate(total)]
     return Assessment(interval(right), per_class, total.tolist())
+
+
+def checked_assessment(counts: Int[Array | np.ndarray, "r l l"], dataset: Dataset) -> Assessment:
+    """`assessment`, or an InputError where labels of the set have no logit."""
+    counts = np.asarray(counts)
+    if (found := counts.sum(axis=(1, 2)).min()) < len(dataset.label):
+        raise InputError(
+            f"{len(dataset.label) - found} labels of the set are not among the network's "
+            f"{counts.shape[1]} classes"
+        )
+    return assessment(counts)
+
+
+def stacked(victim: Victim, variables: Variables) -> Variables:
+    """The arrays with a leading axis of victims, added to a single one; else as `is_stacked`."""
+    if is_stacked(victim, variables):
+        return variables
+    return jax.tree.map(lambda x: x[None], variables)
 
 
 def is_stacked(network: Victim | Generator, variables: Variables) -> bool:
@@ -264,10 +322,12 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half, numbers.tolist())
 
 
-@jax.jit(static_argnums=(0, 3))
-def _counts(victim, variables, dataset, batch_size):
+@jax.jit(static_argnums=(0, 3, 4))
+def _counts(victim, variables, dataset, batch_size, statistics):
+    options = {"batch_size": batch_size, "statistics": statistics}
+
     def one(variables):
-        scores = logits(victim, variables, dataset.image, batch_size=batch_size)
+        scores = logits(victim, variables, dataset.image, **options)
         return confusion(dataset.label, jnp.argmax(scores, axis=1), scores.shape[1])
 
     return lax.map(one, variables)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -11,12 +12,14 @@ from jaxtyping import Array, Float
 from jaxpoison import check
 from jaxpoison.data import augment
 from jaxpoison.types import InputError
+from jaxpoison.victims.evaluate import STATISTICS
 
 __all__ = ["Recipe"]
 
 SCHEDULES = ("constant", "cosine", "cosine_per_update", "step")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "shift_flip")
+ADVERSARIAL = ("none", "pgd", "trades")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,16 @@ class Recipe:
       mean: per channel, pixel units: what the source subtracts from images; None for nothing.
       std: per channel, pixel units: what it divides them by then; None for nothing. Both are the
         network's business: `create(name, shape, num_classes, **recipe.normalization)`.
+      adversarial: "none"; "pgd", training on adversarial examples (`adversarial_learner`); or
+        "trades" (`trades_learner`). With either, clean images are still what is judged.
+      adversarial_eps: L-infinity radius of the examples, pixels in [0, 1]; this and the next three
+        are read by "pgd" and "trades", beta by "trades" alone.
+      adversarial_step: pixel units; None is a quarter of the radius.
+      adversarial_steps: of PGD, at least 1.
+      adversarial_beta: weight of the divergence, at least 0.
+      statistics: of BatchNorm where the victim is judged, "running" or "batch"; see `logits`.
+      evaluation_batch: rows at a time where the victim is judged, in memory; part of the protocol
+        with statistics = "batch".
       source: where the values come from.
 
     Errors:
@@ -72,6 +85,13 @@ class Recipe:
     fill: tuple[float, ...] = (0.0,)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    adversarial: str = "none"
+    adversarial_eps: float | Float[Array, ""] = 8 / 255
+    adversarial_step: float | Float[Array, ""] | None = None
+    adversarial_steps: int = 10
+    adversarial_beta: float | Float[Array, ""] = 1.0
+    statistics: str = "running"
+    evaluation_batch: int = 500
     source: str = ""
 
     def __post_init__(self):
@@ -91,11 +111,24 @@ class Recipe:
         check.one_of(AUGMENTATIONS, augmentation=self.augmentation)
         if self.schedule == "step":
             _check_milestones(self.milestones, self.epochs)
+        check.one_of(ADVERSARIAL, adversarial=self.adversarial)
+        check.fraction(adversarial_eps=self.adversarial_eps)
+        if self.adversarial_step is not None:
+            check.positive(adversarial_step=self.adversarial_step)
+        check.at_least(1, adversarial_steps=self.adversarial_steps)
+        check.number(least=0, adversarial_beta=self.adversarial_beta)
+        check.one_of(STATISTICS, statistics=self.statistics)
+        check.at_least(1, evaluation_batch=self.evaluation_batch)
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...] | None]:
         """`mean` and `std` as the keyword arguments of a network of `jaxpoison.models`."""
         return {"mean": self.mean, "std": self.std}
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How victims are judged, as keyword arguments of `logits`, `accuracy`, `judge`, ..."""
+        return {"batch_size": self.evaluation_batch, "statistics": self.statistics}
 
     def steps_per_epoch(self, num_train: int) -> int:
         """Updates of one epoch over N = num_train rows; InputError for N < 1."""

@@ -19,10 +19,9 @@ from jaxpoison import check, over, tree
 from jaxpoison.data import Rows, StreamSplit
 from jaxpoison.types import Dataset, InputError, Streaming, Training, Victim, as_float
 from jaxpoison.victims.evaluate import Judgment, judgment
-from jaxpoison.victims.learner import learner as make_learner
 from jaxpoison.victims.parallel import check_mesh, everywhere, spread_victim
 from jaxpoison.victims.recipe import Recipe
-from jaxpoison.victims.train import EpochInfo, check_batch, make_update
+from jaxpoison.victims.train import EpochInfo, check_batch, make_learner, make_update
 from jaxpoison.victims.windows import Job, Windows
 
 __all__ = ["judge_streamed", "streamed_training"]
@@ -47,7 +46,8 @@ def streamed_training(
 
     Args:
       victim: the network.
-      recipe: how it is trained; run it for `recipe.epochs` steps.
+      recipe: how it is trained; run it for `recipe.epochs` steps. It is judged with running
+        statistics, `batch_size` rows at a time.
       num_train: N of the training sets it will see.
       max_bytes: of device memory that windows may take together, on all devices of a mesh. Two
         windows are held (one in use, one on its way) where two batches fit, else one. Parameters
@@ -57,15 +57,19 @@ def streamed_training(
       mesh: devices to spread each batch over; see `victims.training`.
       axis: name of its axis.
 
-    Raises: InputError as in `victim_training`, for seeds < 1 or max_bytes < 1; when it starts, for
-      a cap below one batch, and for a training set of another size.
+    Raises: InputError as in `victim_training`, for seeds < 1, max_bytes < 1 or a recipe with batch
+      statistics; when it starts, for a cap below one batch, and for a training set of another size.
     """
     check.at_least(1, max_bytes=max_bytes)
     if seeds is not None:
         check.at_least(1, seeds=seeds)
     check_batch(recipe, num_train, accumulate)
     check_mesh(mesh, axis, recipe.batch_size)
-    model = make_learner(victim, recipe.optimizer_for(num_train), accumulate=accumulate)
+    if recipe.statistics != "running":
+        raise InputError(
+            f"statistics = {recipe.statistics!r}; of a set that is streamed they must be running"
+        )
+    model = make_learner(victim, recipe, num_train, accumulate)
     update = make_update(model, recipe, mesh, axis)
     train = jax.jit(functools.partial(_train, update, mesh), donate_argnums=0)
     right = jax.jit(functools.partial(_right, spread_victim(victim, mesh, axis)))

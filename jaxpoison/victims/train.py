@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.types import Batch, Dataset, InputError, Learner, Training, Victim, as_float
+from jaxpoison.victims.adversarial import adversarial_learner, trades_learner
 from jaxpoison.victims.evaluate import accuracy
-from jaxpoison.victims.learner import learner as make_learner
+from jaxpoison.victims.learner import learner as plain_learner
 from jaxpoison.victims.parallel import check_mesh, everywhere, spread, spread_victim
 from jaxpoison.victims.recipe import Recipe
 
@@ -26,8 +27,9 @@ class EpochInfo(NamedTuple):
       outer_loss: mean training loss of its updates, each by its rows.
       grad_norm: mean gradient norm, likewise.
       finite: whether every update was finite.
-      train_accuracy: on the augmented training batches as they were used (train mode).
-      test_accuracy: on the clean test set, running statistics, after the epoch.
+      train_accuracy: on the augmented training batches as they were used (train mode): on their
+        adversarial examples where the learner is `adversarial_learner`.
+      test_accuracy: on the clean test set, after the epoch, with the recipe's statistics.
     """
 
     outer_loss: Float[Array, "..."]
@@ -52,7 +54,8 @@ def training(
 
     Args:
       learner: the update; see `victims.learner`.
-      recipe: batch size, augmentation and `drop_last` are read; epochs are the loop's num_steps.
+      recipe: batch size, augmentation, `drop_last` and how it is judged (`evaluation`) are read;
+        epochs are the loop's num_steps.
       mesh: devices to spread each batch over, `device_mesh(axis="batch")`; None for no spreading.
       axis: name of its axis.
 
@@ -89,7 +92,7 @@ def training(
             total = jax.tree.map(lambda s, x: s + rest * x, total, last)
             finite, seen = finite & last.finite, num
         victim = spread_victim(learner.victim, mesh, axis)
-        test_accuracy = accuracy(victim, phi.variables, split.test)
+        test_accuracy = accuracy(victim, phi.variables, split.test, **recipe.evaluation)
         mean = jax.tree.map(lambda x: x / seen, total)
         info = EpochInfo(mean.outer_loss, mean.grad_norm, finite, mean.accuracy, test_accuracy)
         return everywhere(phi, mesh), info
@@ -122,8 +125,7 @@ def victim_training(
     """
     check_batch(recipe, num_train, accumulate)
     check_mesh(mesh, axis, recipe.batch_size)
-    optimizer = recipe.optimizer_for(num_train)
-    model = make_learner(victim, optimizer, accumulate=accumulate)
+    model = make_learner(victim, recipe, num_train, accumulate)
     process = training(model, recipe, mesh=mesh, axis=axis)
 
     def step(key, phi, split):
@@ -133,6 +135,22 @@ def victim_training(
         return process.step(key, phi, split)
 
     return Training(process.init, step)
+
+
+def make_learner(victim: Victim, recipe: Recipe, num_train: int, accumulate: int) -> Learner:
+    """The update of a recipe, plain or adversarial; its schedule laid out over `num_train` rows."""
+    optimizer = recipe.optimizer_for(num_train)
+    if recipe.adversarial == "none":
+        return plain_learner(victim, optimizer, accumulate=accumulate)
+    attack: dict[str, Any] = {
+        "eps": recipe.adversarial_eps,
+        "step_size": recipe.adversarial_step,
+        "steps": recipe.adversarial_steps,
+    }
+    if recipe.adversarial == "pgd":
+        return adversarial_learner(victim, optimizer, accumulate=accumulate, **attack)
+    beta = recipe.adversarial_beta
+    return trades_learner(victim, optimizer, accumulate=accumulate, beta=beta, **attack)
 
 
 def make_update(

@@ -144,7 +144,7 @@ def test_evaluation_holds_one_batch_of_activations():
             jax.ShapeDtypeStruct((num, 16, 16, 1), jnp.uint8),
             jax.ShapeDtypeStruct((num,), jnp.int32),
         )
-        lowered = evaluate._counts.lower(net, several, data, 50)
+        lowered = evaluate._counts.lower(net, several, data, 50, "running")
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = scratch(100), scratch(2000)
