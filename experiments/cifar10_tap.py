@@ -61,7 +61,8 @@ def main(config: Config) -> dict:
     source, split = config.load("cifar10")
     victim, recipe = config.trainee(config.network, split, 10)
     clean_recipe = jp.victims.recipes.tap_surrogate(network=config.network)
-    craft = recipe if config.scale == "small" else clean_recipe
+    plain = dataclasses.replace(recipe, adversarial="none")
+    craft = plain if config.scale == "small" else clean_recipe
     surrogate = config.create(config.network, split, 10, **craft.normalization)
     budget = jp.perturb.Budget("linf", config.eps)
     tap = {"eps": config.eps, "num_classes": 10, "augment": craft.augment(), "budget": budget}

@@ -110,6 +110,26 @@ def smooth_victim(features: int = 5, num_classes: int = 3, size: int = 9) -> Vic
     return Victim(init, apply, hidden)
 
 
+def normalized_victim(features: int = 4) -> Victim:
+    """`smooth_victim` with a normalization before tanh (eps 1e-5, momentum 0.9), in plain jax."""
+
+    def init(key):
+        params = smooth_victim(features).init(key).params
+        return Variables(params, {"mean": jnp.zeros(features), "var": jnp.ones(features)})
+
+    def apply(variables, image, *, train, key=None):
+        del key
+        hidden = image.reshape(image.shape[0], -1) @ variables.params["w"]
+        stats = use = variables.stats
+        if train:
+            use = {"mean": hidden.mean(axis=0), "var": hidden.var(axis=0)}
+            stats = {k: 0.9 * stats[k] + 0.1 * use[k] for k in use}
+        normal = (hidden - use["mean"][None]) / jnp.sqrt(use["var"][None] + 1e-5)
+        return jnp.tanh(normal) @ variables.params["v"], stats
+
+    return Victim(init, apply, apply)
+
+
 def tiny_scenario(*, num: int = 8, side: int = 3, classes: int = 3, changed: int = 5) -> Scenario:
     """Random float images in [0.2, 0.8] in the default float dtype."""
     rng = np.random.RandomState(1)

@@ -13,11 +13,11 @@ import pytest
 
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
-from jaxpoison.report import ImageConfig, command_line, tables
+from jaxpoison.report import ImageConfig, PaperConfig, command_line, tables
 from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
 from jaxpoison.types import Dataset, Split
-from jaxpoison.victims import recipes
+from jaxpoison.victims import Recipe, recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
@@ -143,6 +143,16 @@ def command(monkeypatch, capsys):
             f"recipe = 'best'; allowed are {', '.join(RECIPES)}",
         ),
         (
+            "cifar10_lsp",
+            ["--adversarial-eps", 0.05],
+            "adversarial_eps = 0.05 is of adversarial training; set adversarial to pgd or trades",
+        ),
+        (
+            "cifar10_lsp",
+            ["--recipe", "gue_adversarial", "--adversarial-eps", 8],
+            "adversarial_eps = 8.0; it must be a number at least 0 and at most 1",
+        ),
+        (
             "cifar10_transfer",
             ["--classical", "lda"],
             "classical = 'lda'; allowed are random_forest, rbf_svm, logistic_regression",
@@ -204,6 +214,18 @@ def test_a_recipe_is_the_preset_of_its_name():
     assert RECIPES["small_color"]() == recipes.small(learning_rate=2e-3, batch_size=64)
 
 
+def test_settings_change_how_a_recipe_is_trained_and_judged(images):
+    given = {"adversarial": "trades", "adversarial_eps": 4 / 255, "adversarial_steps": 7}
+    given |= {"statistics": "batch"}
+    config = PaperConfig(data_dir=images, recipe="gue_adversarial", **given)
+    _, split = config.load("cifar10")
+    recipe = config.trainee("logistic_regression", split, 10).recipe
+    assert recipe == dataclasses.replace(recipes.gue_adversarial(), **given)
+    plain = PaperConfig(data_dir=images, recipe="gue_adversarial")
+    found = plain.trainee("logistic_regression", split, 10).recipe
+    assert found == recipes.gue_adversarial()
+
+
 @pytest.mark.parametrize(("network", "rate"), [("resnet18", 0.1), ("vgg11", 0.01)])
 def test_the_surrogate_of_tap_has_a_recipe_of_its_own(network, rate, monkeypatch, images):
     module, seen = importlib.import_module("experiments.cifar10_tap"), {}
@@ -214,7 +236,9 @@ def test_the_surrogate_of_tap_has_a_recipe_of_its_own(network, rate, monkeypatch
     assert seen["surrogate"].recipe == recipes.tap_surrogate(network=network)
     assert seen["surrogate"].recipe.learning_rate == rate
     module.main(module.Config.small(data_dir=images, epochs=3, **few))
-    assert seen["surrogate"].recipe == seen["recipe"]
+    assert seen["surrogate"].recipe == (ordinary := seen["recipe"])
+    module.main(module.Config.small(data_dir=images, epochs=3, adversarial="pgd", **few))
+    assert seen["recipe"].adversarial == "pgd" and seen["surrogate"].recipe == ordinary
 
 
 def test_the_transfer_shows_published_values_of_em_and_ops(monkeypatch, images):
@@ -252,8 +276,8 @@ def settings_of(record, expected):
     settings = {k: v for k, v in record["config"].items() if k in known}
     if isinstance(settings.get("recipe"), dict):
         epochs = {} if settings["epochs"] is None else {"epochs": settings["epochs"]}
-        recipe = RECIPES[expected.recipe](**epochs)
-        assert settings["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe)))
+        held = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["recipe"].items()}
+        assert Recipe(**held) == RECIPES[expected.recipe](**epochs)  # newer fields by their default
         settings["recipe"] = expected.recipe
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 

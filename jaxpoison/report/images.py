@@ -13,7 +13,7 @@ from jaxpoison import check, data, models, over
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError, Split, Victim
-from jaxpoison.victims import recipes
+from jaxpoison.victims import Recipe, recipes
 
 __all__ = ["RECIPES", "ImageConfig", "PaperConfig"]
 
@@ -21,6 +21,7 @@ RECIPES = {
     "iss": recipes.iss,
     "dvae": recipes.dvae,
     "bridgepure": recipes.bridgepure,
+    "bridgepure_adversarial": recipes.bridgepure_adversarial,
     "apbench": recipes.apbench,
     "cuda": recipes.cuda,
     "ops": recipes.ops,
@@ -28,6 +29,7 @@ RECIPES = {
     "ar": recipes.ar,
     "lsp": recipes.lsp,
     "gue": recipes.gue,
+    "gue_adversarial": recipes.gue_adversarial,
     "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
     "poisoning_benchmark": recipes.poisoning_benchmark,
     "witches_brew": recipes.witches_brew,
@@ -122,11 +124,30 @@ class PaperConfig(ImageConfig):
     train_images: int | None = None
     test_images: int | None = None
     victims: int = 3
+    adversarial: Literal["none", "pgd", "trades"] | None = None
+    """How every victim learns: plainly, from PGD examples, or by TRADES; None is as the recipe."""
+    adversarial_eps: float | None = None
+    """L-infinity radius of these examples, pixels in [0, 1]; None is as the recipe, 8/255 if it has
+    none."""
+    adversarial_steps: int | None = None
+    """Of PGD, a quarter of the radius each; None is as the recipe, 10 if it has none."""
+    statistics: Literal["running", "batch"] | None = None
+    """Of BatchNorm where victims are judged: running ones, or those of batches of test images (of
+    500, or as many as the recipe's source takes); None is as the recipe, running if it has none."""
 
     def __post_init__(self):
         super().__post_init__()
         check.one_of(("paper", "small"), scale=self.scale)
         check.one_of(RECIPES, recipe=self.recipe)
+        recipe = self._variant(RECIPES[self.recipe]())
+        unread = [
+            k for k in ("adversarial_eps", "adversarial_steps") if getattr(self, k) is not None
+        ]
+        if unread and recipe.adversarial == "none":
+            raise InputError(
+                f"{unread[0]} = {getattr(self, unread[0])} is of adversarial training; set "
+                "adversarial to pgd or trades"
+            )
 
     @classmethod
     def presets(cls) -> dict[str, Self]:
@@ -152,8 +173,14 @@ class PaperConfig(ImageConfig):
         options: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs}
         if "network" in inspect.signature(make).parameters:
             options["network"] = network
-        recipe = make(**options)
+        recipe = self._variant(make(**options))
         return Trainee(self.create(network, split, num_classes, **recipe.normalization), recipe)
+
+    def _variant(self, recipe: Recipe) -> Recipe:
+        """The recipe with the settings of its that are given here."""
+        names = ("adversarial", "adversarial_eps", "adversarial_steps", "statistics")
+        given = {k: getattr(self, k) for k in names}
+        return dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
 
 
 def _first(split: str, num: int | None) -> str:

@@ -123,6 +123,7 @@ def job(
                 victim_key,
                 epochs=one.recipe.epochs,
                 network=victim,
+                evaluation=one.recipe.evaluation,
             )
 
     judge("clean", Exam(split, clean, targets=_targets(test, fallback)))

@@ -72,6 +72,7 @@ class Judging:
         *,
         epochs: int,
         network: str = "",
+        evaluation: dict[str, Any] | None = None,
     ) -> None:
         """Train fresh victims on one training set and judge them.
 
@@ -85,17 +86,20 @@ class Judging:
           epochs: to train.
           network: name of the victim where an experiment has several; the entry and its folder are
             then NETWORK/ARM.
+          evaluation: how they are judged in memory, `Recipe.evaluation`; None is with running
+            statistics.
         """
         name = record.entry(arm, network)
         state, info, _ = self._work.run("victims", name, training, key, exam.split, epochs)
         sets: Any = exam.split
+        how = evaluation or {}
         if isinstance(training, Streaming):
             judgment = judge_streamed(victim, state, info, *sets, max_bytes=training.max_bytes)
         else:
-            judgment = judge(victim, state, info, *sets)
-        success = () if exam.targets is None else hits(victim, state, exam.targets)
+            judgment = judge(victim, state, info, *sets, **how)
+        success = () if exam.targets is None else hits(victim, state, exam.targets, **how)
         probes = {
-            probe: assess(victim, state.variables, dataset).accuracy
+            probe: assess(victim, state.variables, dataset, **how).accuracy
             for probe, dataset in exam.probes.items()
         }
         self.arms[name] = record.arm(judgment, *success, probes=probes, **_of(exam, network))

@@ -151,7 +151,12 @@ def confusion(label: Int[Array, " n"], predicted: Int[Array, " n"], num: int) ->
 
 
 def targeted(
-    victim: Victim, variables: Variables, goal: Dataset
+    victim: Victim,
+    variables: Variables,
+    goal: Dataset,
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(success rate, intended probability) on targets.
 
@@ -159,25 +164,37 @@ def targeted(
       victim: the network.
       variables: one trained victim.
       goal: target images with the labels the attacker wants.
+      batch_size: as of `logits`, like `statistics`.
+      statistics: "running" or "batch".
 
     Returns: the share classified as intended, and the mean softmax probability of that class.
     """
-    scores = logits(victim, variables, goal.image)
+    options: dict[str, Any] = {"batch_size": batch_size, "statistics": statistics}
+    scores = logits(victim, variables, goal.image, **options)
     intended = jnp.take_along_axis(jax.nn.softmax(scores), goal.label[:, None], axis=1)
     return jnp.mean(jnp.argmax(scores, axis=1) == goal.label), jnp.mean(intended)
 
 
-def hits(victim: Victim, state: Any, targets: Dataset) -> tuple[Interval, Interval]:
-    """`targeted` for the victims of several seeds, with running statistics.
+def hits(
+    victim: Victim,
+    state: Any,
+    targets: Dataset,
+    *,
+    batch_size: int = 500,
+    statistics: str = "running",
+) -> tuple[Interval, Interval]:
+    """`targeted` for the victims of several seeds.
 
     Args:
       victim: the network.
       state: TrainState with leading axis R.
       targets: target images with the labels the attacker wants.
+      batch_size: as of `logits`, like `statistics`.
+      statistics: "running" or "batch".
 
     Returns: intervals over seeds of the success rate and of the intended probability.
     """
-    rate, probability = _hits(victim, state.variables, targets)
+    rate, probability = _hits(victim, state.variables, targets, batch_size, statistics)
     return interval(np.asarray(rate, np.float64)), interval(np.asarray(probability, np.float64))
 
 
@@ -333,6 +350,7 @@ def _counts(victim, variables, dataset, batch_size, statistics):
     return lax.map(one, variables)
 
 
-@jax.jit(static_argnums=0)
-def _hits(victim, variables, targets):
-    return lax.map(lambda one: targeted(victim, one, targets), variables)
+@jax.jit(static_argnums=(0, 3, 4))
+def _hits(victim, variables, targets, batch_size, statistics):
+    options = {"batch_size": batch_size, "statistics": statistics}
+    return lax.map(lambda one: targeted(victim, one, targets, **options), variables)

@@ -8,8 +8,8 @@ in [0, 1], the last partial batch kept, every epoch shuffled.
 Its `normalization` belongs to the network: `create(name, shape, 10, **recipe.normalization)`. It is
 that of CIFAR-10 where a preset takes no `data`; for another set give the network that set's own.
 
-The Witches' Brew presets with noisy gradients and with adversarial training are defenses, and not
-here.
+A preset whose name ends in `_adversarial` is one of adversarial training. The Witches' Brew presets
+with noisy gradients and with adversarial training are defenses, and not here.
 """
 
 import dataclasses
@@ -22,12 +22,14 @@ __all__ = [
     "apbench",
     "ar",
     "bridgepure",
+    "bridgepure_adversarial",
     "cuda",
     "deepconfuse_cifar10",
     "deepconfuse_imagenet",
     "deepconfuse_mnist",
     "dvae",
     "gue",
+    "gue_adversarial",
     "iss",
     "lsp",
     "ops",
@@ -78,6 +80,15 @@ def iss(*, epochs: int = 60) -> Recipe:
 def bridgepure(*, epochs: int = 120) -> Recipe:
     """BridgePure, tables 1 and 2: x 0.1 at 2/3 and 5/6; 40,000 rows train, 10,000 are held out."""
     return _steps(_common(epochs, "BridgePure, tables 1 and 2"), (2, 3), (5, 6))
+
+
+def bridgepure_adversarial(*, epochs: int = 120) -> Recipe:
+    """BridgePure, table 1, "PGD-AT": `bridgepure` on PGD-10 examples of radius 8/255.
+
+    The source leaves the attack's step open; here 2/255, a quarter of the radius.
+    """
+    recipe = bridgepure(epochs=epochs)
+    return dataclasses.replace(recipe, adversarial="pgd", source="BridgePure, table 1, PGD-10")
 
 
 def apbench(*, epochs: int = 200) -> Recipe:
@@ -152,15 +163,30 @@ def sep_surrogate(*, epochs: int = 120) -> Recipe:
 def gue(*, epochs: int = 100) -> Recipe:
     """Liu et al. 2024, game unlearnable examples: rate 0.01, x 0.1 at 3/4 and 9/10.
 
-    Their adversarially trained victim belongs to the robust-training defenses, not here.
+    Their adversarially trained victim is `gue_adversarial`.
     """
     recipe = _common(epochs, "GUE code, evaluation.py")
     return _steps(dataclasses.replace(recipe, learning_rate=0.01, batch_size=256), (3, 4), (9, 10))
 
 
-def deepconfuse_mnist(*, epochs: int = 2) -> Recipe:
-    """Feng et al. 2019, MNIST victims (`lenet`): Adam at 0.01, no augmentation."""
-    return Recipe(epochs, 64, 0.01, optimizer="adam", source="DeepConfuse code, MNIST")
+def gue_adversarial(*, epochs: int = 100, eps: float = 8 / 255) -> Recipe:
+    """Liu et al. 2024: `gue` on PGD-10 examples, step eps / 4; 4/255 is the radius of GUE-adv."""
+    return dataclasses.replace(
+        gue(epochs=epochs),
+        adversarial="pgd",
+        adversarial_eps=eps,
+        source="GUE code, evaluation.py, train_loss = AT",
+    )
+
+
+def deepconfuse_mnist(*, epochs: int = 2, statistics: str = "running") -> Recipe:
+    """Feng et al. 2019, MNIST victims (`lenet`): Adam at 0.01, no augmentation.
+
+    Their code never leaves train mode: statistics = "batch" is what it computes, of test batches of
+    1000.
+    """
+    recipe = Recipe(epochs, 64, 0.01, optimizer="adam", source="DeepConfuse code, MNIST")
+    return dataclasses.replace(recipe, statistics=statistics, evaluation_batch=1000)
 
 
 def deepconfuse_cifar10(*, epochs: int = 30) -> Recipe:
@@ -172,9 +198,14 @@ def deepconfuse_cifar10(*, epochs: int = 30) -> Recipe:
     return Recipe(epochs, 256, 1e-4, optimizer="adam", augmentation="flip", source=source)
 
 
-def deepconfuse_imagenet(*, epochs: int = 5) -> Recipe:
-    """Feng et al. 2019, two-class ImageNet victims: SGD at 0.1 without momentum."""
-    return Recipe(epochs, 16, 0.1, momentum=0.0, source="DeepConfuse code, ImageNet")
+def deepconfuse_imagenet(*, epochs: int = 5, statistics: str = "running") -> Recipe:
+    """Feng et al. 2019, two-class ImageNet victims: SGD at 0.1 without momentum.
+
+    Their code never leaves train mode: statistics = "batch" is what it computes, of test batches of
+    64.
+    """
+    recipe = Recipe(epochs, 16, 0.1, momentum=0.0, source="DeepConfuse code, ImageNet")
+    return dataclasses.replace(recipe, statistics=statistics, evaluation_batch=64)
 
 
 def witches_brew(

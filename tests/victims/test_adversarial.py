@@ -1,5 +1,6 @@
 """PGD, PGD-AT and TRADES against closed forms, numpy and finite differences."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+import jaxpoison as jp
 from jaxpoison import tree, victims
-from jaxpoison.types import Batch, InputError, Variables, Victim
-from jaxpoison.victims import adversarial
-from tests.oracles import central_differences, smooth_victim
+from jaxpoison.types import Batch, Dataset, InputError, Split
+from jaxpoison.victims import adversarial, recipes
+from tests.oracles import central_differences, normalized_victim, smooth_victim
 
 KEY = jax.random.key(0)
 
@@ -22,27 +24,6 @@ def batch(num=6, *, weight=None, dtype=None):
     label = jnp.asarray(rng.randint(0, 3, num), jnp.int32)
     weight = jnp.ones(num) if weight is None else jnp.asarray(weight)
     return Batch(image, label, weight.astype(image.dtype), jnp.arange(num, dtype=jnp.int32))
-
-
-@functools.cache
-def normed():
-    """A two-layer tanh net with a normalization before tanh, in the default float dtype."""
-
-    def init(key):
-        net = smooth_victim(features=4).init(key)
-        return Variables(net.params, {"mean": jnp.zeros(4), "var": jnp.ones(4)})
-
-    def apply(variables, image, *, train, key=None):
-        del key
-        (params, stats), hidden = variables, image.reshape(-1, 9) @ variables.params["w"]
-        mean, var = stats["mean"], stats["var"]
-        if train:
-            mean, var = hidden.mean(axis=0), hidden.var(axis=0)
-            stats = {k: 0.9 * stats[k] + 0.1 * v for k, v in (("mean", mean), ("var", var))}
-        normal = (hidden - mean[None]) / jnp.sqrt(var[None] + 1e-5)
-        return jnp.tanh(normal) @ params["v"], stats
-
-    return Victim(init, apply, apply)
 
 
 def log_softmax(z):
@@ -158,7 +139,7 @@ def test_the_attack_of_trades_climbs_the_divergence(x64):
 @pytest.mark.parametrize("of", ["image", "w"])
 def test_the_gradient_of_trades_equals_finite_differences(of, x64, fixed):
     """Both branches are differentiated, and the statistics of all 2B rows; delta is constant."""
-    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1, beta=2.0)
+    learner = victims.trades_learner(normalized_victim(), optax.sgd(0.1), eps=0.1, beta=2.0)
     phi, data = learner.init(KEY), batch()
 
     def loss(value):
@@ -174,7 +155,7 @@ def test_the_gradient_of_trades_equals_finite_differences(of, x64, fixed):
 
 def test_trades_has_second_derivatives_through_its_attack(x64):
     """Forward over reverse, as hypergradients take it; with the real attack, which is constant."""
-    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1, steps=2)
+    learner = victims.trades_learner(normalized_victim(), optax.sgd(0.1), eps=0.1, steps=2)
     phi, data = learner.init(KEY), batch()
     loss = lambda p, x: learner.loss(KEY, p, phi.stats, data._replace(image=x))[0]  # noqa: E731
     unit = jax.tree.map(jnp.ones_like, phi.params)
@@ -196,7 +177,7 @@ def test_trades_has_second_derivatives_through_its_attack(x64):
 
 
 def test_trades_normalizes_clean_and_attacked_rows_together_and_moves_once(x64, fixed):
-    learner = victims.trades_learner(normed(), optax.sgd(0.1), eps=0.1)
+    learner = victims.trades_learner(normalized_victim(), optax.sgd(0.1), eps=0.1)
     phi, data = learner.init(KEY), batch()
     after, _ = jax.jit(learner.step)(KEY, phi, data)
     image = np.asarray(data.image)
@@ -208,7 +189,7 @@ def test_trades_normalizes_clean_and_attacked_rows_together_and_moves_once(x64, 
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_pgd_training_is_a_plain_step_on_the_examples_of_its_mode(train_mode, x64):
     """Examples made here by `pgd` on the batch's cross-entropy; statistics move by the update."""
-    net = normed()
+    net = normalized_victim()
     learner = victims.adversarial_learner(net, optax.sgd(0.1), eps=0.1, train_mode=train_mode)
     phi, data = learner.init(KEY), batch()
     phi = phi._replace(stats={"mean": jnp.arange(4.0) / 9, "var": 0.1 + jnp.arange(4.0)})
@@ -233,8 +214,8 @@ def test_pgd_training_is_a_plain_step_on_the_examples_of_its_mode(train_mode, x6
 
 
 def test_a_loss_on_examples_has_their_gradient_in_the_images(x64, fixed):
-    learner = victims.adversarial_learner(normed(), optax.sgd(0.1), eps=0.1)
-    plain, data = victims.learner(normed(), optax.sgd(0.1)), batch()
+    learner = victims.adversarial_learner(normalized_victim(), optax.sgd(0.1), eps=0.1)
+    plain, data = victims.learner(normalized_victim(), optax.sgd(0.1)), batch()
     phi = learner.init(KEY)
 
     def slope(made, image):
@@ -247,7 +228,9 @@ def test_a_loss_on_examples_has_their_gradient_in_the_images(x64, fixed):
 
 @pytest.mark.parametrize("make", [victims.adversarial_learner, victims.trades_learner])
 def test_steps_compile_once_accumulate_and_keep_dtypes(make):
-    learner = make(normed(), optax.sgd(0.1, momentum=0.9), eps=0.1, steps=2, accumulate=2)
+    learner = make(
+        normalized_victim(), optax.sgd(0.1, momentum=0.9), eps=0.1, steps=2, accumulate=2
+    )
     phi, step = learner.init(KEY), jax.jit(learner.step)
     data = batch(dtype=jnp.float32)
     for number in range(3):
@@ -282,3 +265,63 @@ def test_bad_settings_are_one_line(make, settings, message):
 def test_a_bad_start_is_one_line():
     with pytest.raises(InputError, match="^init = 'corner'; allowed are zero, uniform, normal or"):
         victims.pgd(KEY, jnp.sum, jnp.zeros((1, 3, 3, 1)), eps=0.1, start="corner")
+
+
+def frail(num, seed):
+    """Two classes: 63 pixels that each say a little, and one that is right for nine in ten rows."""
+    rng = np.random.RandomState(seed)
+    label = rng.randint(0, 2, num)
+    sign = (2 * label - 1)[:, None, None, None]
+    image = 0.5 + 0.06 * sign + 0.1 * rng.randn(num, 8, 8, 1)
+    image[:, 0, 0] = 0.5 + 0.4 * sign[:, 0, 0] * np.where(rng.uniform(size=(num, 1)) < 0.9, 1, -1)
+    image = jnp.asarray(np.clip(image, 0, 1), jnp.float32)
+    return Dataset(image, jnp.asarray(label, jnp.int32))
+
+
+@functools.cache
+def trained(adversarial):
+    """A linear network trained by a recipe on `frail` data; (network, two seeds, their info)."""
+    data = Split(frail(256, 0), frail(200, 1))
+    net = jp.models.logistic_regression((8, 8, 1), 2)
+    recipe = dataclasses.replace(
+        recipes.small(epochs=12, learning_rate=0.05),
+        adversarial=adversarial,
+        adversarial_eps=0.1,
+        adversarial_beta=3.0,
+    )
+    process = jp.over_restarts(victims.victim_training(net, recipe, 256), 2, chunk=None)
+    state, info = jp.run(process, KEY, data, num_steps=recipe.epochs)
+    return net, state, info, data.test
+
+
+@pytest.mark.parametrize("adversarial", ["none", "pgd", "trades"])
+def test_robust_accuracy_is_that_of_the_worst_corner_and_training_raises_it(adversarial):
+    """The cross-entropy of two linear classes is largest at x -+ eps sign(w_1 - w_0)."""
+    net, state, info, test = trained(adversarial)
+    found = victims.assess_robust(KEY, net, state.variables, test, eps=0.1, batch_size=64)
+    sign = 2 * np.asarray(test.label) - 1
+    for seed, share in enumerate(found.accuracy.values):
+        dense = jax.tree.map(lambda x: np.asarray(x)[seed], state.params)["Dense_0"]  # noqa: B023
+        w, b = dense["kernel"][:, 1] - dense["kernel"][:, 0], dense["bias"][1] - dense["bias"][0]
+        worst = np.clip(rows(test.image) - 0.1 * sign[:, None] * np.sign(w), 0, 1)
+        assert share == pytest.approx(np.mean(sign * (worst @ w + b) > 0), abs=1e-9)
+        assert share < 0.5 if adversarial == "none" else share > 0.85
+    clean = victims.assess(net, state.variables, test)
+    assert clean.accuracy.mean > 0.85 and np.all(np.isfinite(info.outer_loss))
+    one = victims.assess_robust(KEY, net, tree.take(state.variables, 0), test, eps=0.1)
+    assert one.accuracy.values == pytest.approx(found.accuracy.values[:1])
+    harmless = victims.assess_robust(KEY, net, state.variables, test, eps=0.0)
+    assert harmless.confusion == clean.confusion
+
+
+def test_what_cannot_be_assessed_is_one_line():
+    net, state, _, test = trained("none")
+    assess = functools.partial(victims.assess_robust, KEY, net, state.variables)
+    with pytest.raises(InputError, match="^eps = 8 looks like grey levels; write 8/255$"):
+        assess(test, eps=8)
+    with pytest.raises(InputError, match="^steps = 0; it must be at least 1$"):
+        assess(test, eps=0.1, steps=0)
+    with pytest.raises(InputError, match="^number of images = 0; it must be at least 1$"):
+        assess(Dataset(test.image[:0], test.label[:0]), eps=0.1)
+    with pytest.raises(InputError, match="^200 labels of the set are not among the network's 2"):
+        assess(Dataset(test.image, test.label + 2), eps=0.1)

@@ -12,7 +12,7 @@ from jaxpoison import victims
 from jaxpoison.types import Dataset, InputError, Variables
 from jaxpoison.victims import evaluate
 from jaxpoison.victims.train import EpochInfo
-from tests.oracles import smooth_victim
+from tests.oracles import normalized_victim, smooth_victim
 
 KEY, SHAPE, CLASSES = jax.random.key(0), (3, 3, 1), 3
 RNG = np.random.RandomState(0)
@@ -51,6 +51,53 @@ def test_running_statistics_are_read():
     together = victims.logits(net, moved, data.image)
     np.testing.assert_allclose(alone, together, atol=1e-5)
     assert not np.allclose(together, victims.logits(net, variables, data.image), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"),  # rows of each batch, and which of them are new
+    [
+        (5, [(0, 5, 0), (5, 10, 0), (10, 15, 0), (15, 20, 0)]),
+        (7, [(0, 7, 0), (7, 14, 0), (13, 20, 1)]),
+        (20, [(0, 20, 0)]),
+        (500, [(0, 20, 0)]),
+    ],
+)
+def test_batch_statistics_are_those_of_whole_batches_of_real_rows(batch_size, batches):
+    """The last batch reaches back; running statistics are not read. In numpy."""
+    net, data = normalized_victim(), dataset()
+    variables = net.init(KEY)
+    w, v = (np.asarray(variables.params[k], np.float64) for k in "wv")
+    x = np.asarray(data.image, np.float64).reshape(20, -1) / 255
+    parts = []
+    for start, stop, new in batches:
+        hidden = x[start:stop] @ w
+        normal = (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + 1e-5)
+        parts.append((np.tanh(normal) @ v)[new:])
+    expected = np.concatenate(parts)
+    moved = Variables(variables.params, jax.tree.map(lambda s: s + 3.0, variables.stats))
+    how = {"batch_size": batch_size, "statistics": "batch"}
+    for some in (variables, moved):
+        got = victims.logits(net, some, data.image, **how)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+    right = np.mean(expected.argmax(axis=1) == np.asarray(data.label))
+    share = victims.accuracy(net, moved, data, **how)
+    np.testing.assert_allclose(share, right, rtol=1e-6)
+    np.testing.assert_allclose(victims.targeted(net, moved, data, **how)[0], right, rtol=1e-6)
+    found = victims.assess(net, moved, data, **how)
+    assert found.accuracy.values == pytest.approx([right])
+    state = jp.types.TrainState(*jax.tree.map(lambda x: x[None], moved), ())
+    zeros = np.zeros((1, 1), np.float32)
+    info = EpochInfo(zeros, zeros, zeros == 0, zeros, zeros)
+    judged = victims.judge(net, state, info, data, data, **how)
+    success, _ = victims.hits(net, state, data, **how)
+    assert success.values == pytest.approx([right])
+    assert judged.final_accuracy.values == judged.train_accuracy.values == pytest.approx([right])
+
+
+def test_statistics_of_another_name_are_one_line():
+    net = normalized_victim()
+    with pytest.raises(InputError, match="^statistics = 'test'; allowed are running, batch$"):
+        victims.logits(net, net.init(KEY), dataset().image, statistics="test")
 
 
 def test_confusion_equals_sklearn():

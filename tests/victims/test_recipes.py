@@ -91,6 +91,8 @@ COMMON = {
     "mean": None,
     "std": None,
     "warmup": 0,
+    "adversarial": "none",
+    "statistics": "running",
 }
 ROUNDED = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 BREW = COMMON | {
@@ -106,6 +108,13 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
     ("dvae", {"epochs": 100}, 100, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
     ("iss", {}, 60, COMMON, "cosine"),
     ("bridgepure", {}, 120, COMMON, {80: 0.1, 100: 0.01}),
+    (
+        "bridgepure_adversarial",
+        {},
+        120,
+        COMMON | {"adversarial": "pgd", "adversarial_eps": 8 / 255, "adversarial_steps": 10},
+        {80: 0.1, 100: 0.01},
+    ),
     ("apbench", {}, 200, COMMON | {"batch_size": 256}, {100: 0.5}),
     ("apbench", {"epochs": 300}, 300, COMMON | {"batch_size": 256}, {100: 0.5, 200: 0.25}),
     ("apbench", {"epochs": 50}, 50, COMMON | {"batch_size": 256}, {}),
@@ -115,7 +124,25 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
     ("ar", {}, 100, COMMON | ROUNDED, {50: 0.1}),
     ("lsp", {}, 100, COMMON, {50: 0.1, 75: 0.01}),
     ("gue", {}, 100, COMMON | {"learning_rate": 0.01, "batch_size": 256}, {75: 0.1, 90: 0.01}),
+    (
+        "gue_adversarial",
+        {"eps": 4 / 255},
+        100,
+        COMMON
+        | {"learning_rate": 0.01, "batch_size": 256, "adversarial": "pgd"}
+        | {"adversarial_eps": 4 / 255, "adversarial_steps": 10, "adversarial_step": None},
+        {75: 0.1, 90: 0.01},
+    ),
     ("deepconfuse_mnist", {}, 2, ADAM | {"learning_rate": 0.01, "batch_size": 64}, {}),
+    (
+        "deepconfuse_mnist",
+        {"statistics": "batch"},
+        2,
+        ADAM
+        | {"learning_rate": 0.01, "batch_size": 64}
+        | {"statistics": "batch", "evaluation_batch": 1000},
+        {},
+    ),
     (
         "deepconfuse_cifar10",
         {},
@@ -123,7 +150,13 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         ADAM | {"learning_rate": 1e-4, "batch_size": 256, "augmentation": "flip"},
         {},
     ),
-    ("deepconfuse_imagenet", {}, 5, PLAIN | {"batch_size": 16}, {}),
+    (
+        "deepconfuse_imagenet",
+        {},
+        5,
+        PLAIN | {"batch_size": 16, "evaluation_batch": 64},
+        {},
+    ),
     ("witches_brew", {}, 40, BREW, {14: 0.1, 24: 0.01, 35: 0.001}),
     (
         "witches_brew",
@@ -353,6 +386,22 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
         ({"warmup": -1}, "warmup = -1; it must be at least 0"),
         ({"warmup": 8}, "warmup = 8; it must be below epochs = 8"),
         ({"warmup_rate": -0.1}, "warmup_rate = -0.1; it must be a finite number at least 0"),
+        ({"adversarial": "fgsm"}, "adversarial = 'fgsm'; allowed are none, pgd, trades"),
+        (
+            {"adversarial_eps": 8},
+            "adversarial_eps = 8; it must be a number at least 0 and at most 1",
+        ),
+        (
+            {"adversarial_step": 0.0},
+            "adversarial_step = 0.0; it must be a finite number above 0",
+        ),
+        ({"adversarial_steps": 0}, "adversarial_steps = 0; it must be at least 1"),
+        (
+            {"adversarial_beta": -1.0},
+            "adversarial_beta = -1.0; it must be a finite number at least 0",
+        ),
+        ({"statistics": "frozen"}, "statistics = 'frozen'; allowed are running, batch"),
+        ({"evaluation_batch": 0}, "evaluation_batch = 0; it must be at least 1"),
     ]
     + [
         (

@@ -140,6 +140,11 @@ def test_what_cannot_be_streamed_is_one_line(stored, tmp_path):
         streamed(1, seeds=0)
     with pytest.raises(InputError, match="^max_bytes = 0; it must be at least 1$"):
         streamed(0)
+    judged = dataclasses.replace(RECIPE, statistics="batch")
+    with pytest.raises(
+        InputError, match="^statistics = 'batch'; of a set that is streamed they mu"
+    ):
+        victims.streamed_training(victim(), judged, NUM, max_bytes=4 * ROW)
     with pytest.raises(InputError, match="^a streamed training cannot be one program"):
         jp.run(streamed(1), KEY, stored, num_steps=1)
     with pytest.raises(InputError, match="^a streamed training repeats itself"):
