@@ -1,5 +1,6 @@
 """The main job in one call: what binds a run folder, what is refused before work, craft seeds."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.report import Arm, Study, StudyConfig, arm, control, main_job
 from jaxpoison.types import Dataset, InputError, Split
+from jaxpoison.victims import Recipe
 from tests.report import small_job
 
 
@@ -93,6 +95,32 @@ def test_an_attack_that_cannot_start_ends_before_work(tmp_path):
             main="lsp",
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_says_how_victims_are_trained_and_judged(tmp_path):
+    """Adversarially, and with batch statistics: the last point of a curve is the final accuracy."""
+    recipe = dataclasses.replace(
+        small_job.recipes.small(epochs=2, batch_size=16, learning_rate=0.1),
+        adversarial="pgd",
+        adversarial_steps=2,
+        statistics="batch",
+        evaluation_batch=5,
+    )
+    record = main_job(
+        "small",
+        StudyConfig(runs=tmp_path, victims=2),
+        victim=jp.models.mlp(small_job.SHAPE, 3, hidden=(4,)),
+        recipe=recipe,
+        split=small_job.split(),
+        source={"name": "blobs"},
+        arms=control(jp.perturb.Budget("linf", 0.1)),
+        main="random-noise",
+    )
+    held = record["config"]["recipe"]
+    assert Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}) == recipe
+    for entry in record["arms"].values():
+        assert entry["final_accuracy"]["mean"] == pytest.approx(entry["curve"][-1])
+    assert record["arms"]["clean"]["train_accuracy"]["mean"] > 0.5
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
