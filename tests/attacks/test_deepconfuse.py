@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jaxpoison as jp
@@ -35,7 +34,7 @@ def test_the_leader_minimizes_what_is_stated(label_map):
 
 def test_the_generator_of_a_state_is_what_poisons():
     data = oracles.tiny_scenario()
-    attack = confuse(batch_size=4, tx=optax.adam(0.1))
+    attack = confuse(batch_size=4, generator_rate=0.1)
     state, _ = jp.run(attack, KEY, data, num_steps=3)
     theta = attack.generator(state)
     noise, _ = oracles.smooth_generator().apply(theta, data.train.image, train=False)
@@ -72,8 +71,9 @@ def test_presets_are_the_tables(preset, num, steps, eps, rate):
     confuse(**options)
     assert (options["trial_steps"], options["eps"]) == (steps, eps)
     assert options["learning_rate"] == 0.01 and preset.trials == 500
-    state = options["tx"].init(jnp.zeros(()))
-    updates, state = options["tx"].update(jnp.ones(()), state, jnp.zeros(()))
+    rule = options["tx"](options["generator_rate"])
+    state = rule.init(jnp.zeros(()))
+    updates, state = rule.update(jnp.ones(()), state, jnp.zeros(()))
     np.testing.assert_allclose(updates, -rate, rtol=1e-4)  # Adam's first step
     assert hasattr(state[0], "nu_max") == (preset is IMAGENET2)
 

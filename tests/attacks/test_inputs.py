@@ -86,8 +86,8 @@ def ops(**options):
         ),
         (
             confuse,
-            {"train_fraction": 1.5},
-            "train_fraction = 1.5; it must be a number above 0 and at most 1",
+            {"generator_train_fraction": 1.5},
+            "generator_train_fraction = 1.5; it must be a number above 0 and at most 1",
         ),
         (confuse, {"form": "both"}, "form = 'both'; allowed are memory, trajectory"),
         (confuse, {"label_map": (1, 3, 0)}, "label_map[1] = 3; it must be a number at most 2"),

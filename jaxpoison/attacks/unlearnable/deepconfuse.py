@@ -10,7 +10,7 @@ before any augmentation (for its own protocol see `victims.poisoned_online`).
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -49,13 +49,13 @@ class Preset:
     def options(self, num_train: int) -> dict[str, Any]:
         """Keyword arguments of `deepconfuse` for a training set of `num_train` rows."""
         check.at_least(self.batch_size, num_train=num_train)
-        rule = optax.amsgrad if self.amsgrad else optax.adam
         return {
             "eps": self.eps,
             "batch_size": self.batch_size,
             "trial_steps": self.passes * (num_train // self.batch_size),
             "learning_rate": self.learning_rate,
-            "tx": rule(self.generator_rate),
+            "generator_rate": self.generator_rate,
+            "tx": optax.amsgrad if self.amsgrad else optax.adam,
         }
 
 
@@ -75,8 +75,9 @@ def deepconfuse(
     batch_size: int = 64,
     label_map: Sequence[int] | None = None,
     learning_rate: float | Float[Array, ""] = 0.01,
-    tx: optax.GradientTransformation | None = None,
-    train_fraction: float = 1.0,
+    generator_rate: float | Float[Array, ""] = 1e-4,
+    tx: Callable[..., optax.GradientTransformation] = optax.adam,
+    generator_train_fraction: float = 1.0,
     form: Literal["memory", "trajectory"] = "memory",
 ) -> Attack:
     """A generator trained against a surrogate that starts anew every trial; a step = a mini-batch.
@@ -97,8 +98,9 @@ def deepconfuse(
       label_map: eta as L whole numbers: images of class y shall be read as label_map[y]; the paper
         has (y + 1) mod L. None is untargeted.
       learning_rate: a_f, of the surrogate's SGD and of the pseudo-step.
-      tx: of the generator; None is Adam at 1e-4 (AMSGrad at 1e-3 on ImageNet).
-      train_fraction: share of the rows that may change from which the generator learns.
+      generator_rate: a_g, of the generator's optimizer; 1e-3 on ImageNet.
+      tx: its optax rule, called with that rate (`optax.amsgrad` on ImageNet).
+      generator_train_fraction: share of the rows that may change from which the generator learns.
       form: "memory" (Algorithm 2) or "trajectory" (Algorithm 1, which records a whole trial: I
         copies of the surrogate in memory); see `hypergrad.frozen` and `hypergrad.trajectory`.
 
@@ -110,18 +112,19 @@ def deepconfuse(
     Source: Feng et al. 2019, eq. 4 to 6, Algorithms 1 and 2; constants of the released code
       (`MNIST`, `CIFAR10`, `IMAGENET2`).
     """
-    check.positive(learning_rate=learning_rate)
+    check.positive(learning_rate=learning_rate, generator_rate=generator_rate)
+    check.number(above=0, most=1, generator_train_fraction=generator_train_fraction)
     check.one_of(("memory", "trajectory"), form=form)
     space = generator(network, eps=eps)
     model = learner(victim, optax.sgd(learning_rate))
     game = generator_game(model, network, eps=eps, payoff=_payoff(label_map))
     trial = {"learning_rate": learning_rate, "trial_steps": trial_steps}
-    batches = {"batch_size": batch_size, "train_fraction": train_fraction}
+    batches = {"batch_size": batch_size, "train_fraction": generator_train_fraction}
     if form == "memory":
         estimator = minibatches(frozen(game, space, **trial), **batches)
     else:
         estimator = trajectory(game, space, **trial, **batches)
-    attack = bilevel(space, estimator, moving(optax.adam(1e-4) if tx is None else tx))
+    attack = bilevel(space, estimator, moving(tx(generator_rate)))
     return attack._replace(generator=operator.attrgetter("theta"))
 
 
