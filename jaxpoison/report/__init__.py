@@ -9,6 +9,7 @@ from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.record import published
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
+from jaxpoison.report.sweeps import sweep
 
 __all__ = [
     "Arm",
@@ -28,5 +29,6 @@ __all__ = [
     "published",
     "shares",
     "stored",
+    "sweep",
     "transfer_job",
 ]

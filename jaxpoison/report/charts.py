@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from jaxpoison.report.figures import COLORS
+from jaxpoison.report.sweeps import Sweep
 
-__all__ = ["Chart", "Heat", "Line", "chart", "confusion", "data_url"]
+__all__ = ["Chart", "Heat", "Line", "chart", "confusion", "data_url", "sweep_chart"]
 
 DASHES = ("", "6 4", "2 3", "9 3 2 3")  # one after another as the colors are used up
 READABLE = 20  # classes up to which a confusion matrix is written out in numbers
@@ -19,7 +22,10 @@ INK = np.array([42, 120, 214])  # of a full cell
 
 
 class Line(NamedTuple):
-    """One curve: `points` of an SVG polyline in percent of the plot, y downward."""
+    """One curve: `points` of an SVG polyline in percent of the plot, y downward.
+
+    `bars` are vertical lines (x, top, bottom): the intervals of its points.
+    """
 
     name: str
     color: str
@@ -27,14 +33,16 @@ class Line(NamedTuple):
     points: str
     last: float
     dot: bool
+    bars: tuple[tuple[float, float, float], ...] = ()
 
 
 class Chart(NamedTuple):
-    """Curves over epochs 1..T and their axes; ticks are (percent of the axis, label)."""
+    """Curves over `axis` (epochs 1..T, an option) and their axes; ticks are (percent, label)."""
 
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    axis: str = "epoch"
 
 
 class Heat(NamedTuple):
@@ -65,15 +73,60 @@ def chart(curves: dict[str, list[float]]) -> Chart:
     lines = []
     for i, (name, curve) in enumerate(curves.items()):
         places = [100 * (t / width if epochs > 1 else 0.5) for t in range(len(curve))]
-        points = [f"{x:.2f},{100 - 100 * y:.2f}" for x, y in zip(places, curve, strict=True)]
-        dot = len(points) == 1
-        points = points * 2 if dot else points  # a line of no length has round ends
-        dash = DASHES[i // len(COLORS) % len(DASHES)]
-        lines.append(Line(name, COLORS[i % len(COLORS)], dash, " ".join(points), curve[-1], dot))
+        lines.append(_line(i, name, places, curve))
     ticks = MaxNLocator(nbins=6, integer=True, min_n_ticks=1).tick_values(1, max(epochs, 2))
     shown = sorted({1, epochs} | {int(t) for t in ticks if 1 < t <= 0.93 * epochs})
     x_ticks = [(100 * ((t - 1) / width if epochs > 1 else 0.5), str(t)) for t in shown]
-    return Chart(lines, x_ticks, [(float(y), str(y)) for y in range(0, 101, 20)])
+    return Chart(lines, x_ticks, _PERCENT)
+
+
+def sweep_chart(sweeps: Sequence[Sweep], *, log: bool) -> Chart:
+    """Final accuracy over the values of an option, with its interval, one line per sweep.
+
+    Args:
+      sweeps: of one option; they hold at least one point.
+      log: whether the x axis is logarithmic.
+    """
+    values = sorted({value for one in sweeps for value, _ in one.points})
+    scaled = {value: math.log10(value) if log else value for value in values}
+    low, high = scaled[values[0]], scaled[values[-1]]
+
+    def place(value: float) -> float:
+        return 100 * (scaled[value] - low) / (high - low) if high > low else 50.0
+
+    lines = []
+    for i, one in enumerate(sweeps):
+        rates = [entry["final_accuracy"] for _, entry in one.points]
+        places = [place(value) for value, _ in one.points]
+        bars = tuple(
+            (x, _depth(rate["high"]), _depth(rate["low"]))
+            for x, rate in zip(places, rates, strict=True)
+            if rate["low"] is not None
+        )
+        line = _line(i, one.of, places, [rate["mean"] for rate in rates])
+        lines.append(line._replace(bars=bars))
+    ticks: list[tuple[float, str]] = []
+    for value in values:  # labels that would run into the one before are left out
+        if not ticks or place(value) - ticks[-1][0] >= 7:
+            ticks.append((place(value), f"{value:.3g}"))
+    return Chart(lines, ticks, _PERCENT, sweeps[0].option + (" (logarithmic)" if log else ""))
+
+
+_PERCENT = [(float(y), str(y)) for y in range(0, 101, 20)]
+
+
+def _depth(value: float) -> float:
+    """Percent below the top, inside the plot."""
+    return 100 - 100 * min(max(value, 0.0), 1.0)
+
+
+def _line(number: int, name: str, places: Sequence[float], values: Sequence[float]) -> Line:
+    """The line of that number; of a single point a dot."""
+    points = [f"{x:.2f},{100 - 100 * y:.2f}" for x, y in zip(places, values, strict=True)]
+    dot = len(points) == 1
+    points = points * 2 if dot else points  # a line of no length has round ends
+    dash = DASHES[number // len(COLORS) % len(DASHES)]
+    return Line(name, COLORS[number % len(COLORS)], dash, " ".join(points), values[-1], dot)
 
 
 def confusion(name: str, counts: list[list[int]], labels: list[str]) -> Heat:

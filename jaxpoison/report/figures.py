@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import Num
 
 from jaxpoison import checkpoint
+from jaxpoison.report import sweeps
 
-__all__ = ["curves", "grid"]
+__all__ = ["curves", "grid", "sweep"]
 
 COLORS = ["#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948"]
+
+MOST = 10  # lines of one panel of curves.png before those of a sweep are left out
 
 
 def grid(
@@ -63,30 +66,80 @@ def grid(
 def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
     """A PNG of clean test accuracy after each epoch, one line per training set, mean over seeds.
 
-    Where there are several victims each that learns in epochs has its own panel.
+    Where there are several victims each that learns in epochs has its own panel. Where a panel
+    would have more than 10 lines, those of a sweep are left to `sweep`.
     """
-    panels: dict[str, list[tuple[str, list[float]]]] = {}
-    for name, entry in record["arms"].items():
+    arms = record["arms"]
+    panels: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, entry in arms.items():
         victim = entry.get("victim", "")
         short = name.removeprefix(f"{victim}/") if victim else name
         if entry["curve"]:  # a victim without epochs has none
-            panels.setdefault(victim, []).append((short, entry["curve"]))
-    panels = panels or {"": []}
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    size = (7.5, 4.2) if len(panels) == 1 else (5.2 * columns, 3.4 * rows)
+            panels.setdefault(victim, []).append((short, entry))
+    if max(map(len, panels.values()), default=0) > MOST:
+        panels = {k: [x for x in v if "sweep" not in x[1]] for k, v in panels.items()}
+    figure, axes = _panels(_title(record), list(panels) or [""])
+    for axis, lines in zip(axes, panels.values() or [[]], strict=True):
+        _panel(axis, [(name, entry["curve"]) for name, entry in lines])
+    _save(figure, path)
+
+
+def sweep(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """A PNG of final accuracy over each option that was varied, with 95 % intervals.
+
+    Each option and victim has its own panel, and each attack its line; without sweeps no file.
+    """
+    panels = sweeps.charts(record)
+    if not panels:
+        return
+    figure, axes = _panels(_title(record), list(panels))
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        if sweeps.is_log(lines):
+            axis.set_xscale("log")
+        for color, one in zip(itertools.cycle(COLORS), lines, strict=False):
+            rates = [entry["final_accuracy"] for _, entry in one.points]
+            mean = np.array([rate["mean"] for rate in rates])
+            ends = [[rate[k] for rate in rates] for k in ("low", "high")]
+            low, high = (
+                [m if x is None else min(max(x, 0), 1) for m, x in zip(mean, end, strict=True)]
+                for end in ends
+            )
+            axis.errorbar(
+                [value for value, _ in one.points],
+                100 * mean,
+                yerr=100 * np.array([mean - low, high - mean]),
+                color=color,
+                linewidth=2,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=one.of,
+            )
+        axis.legend(fontsize=9, frameon=False)
+        _dress(axis, lines[0].option)
+    _save(figure, path)
+
+
+def _title(record: dict[str, Any]) -> str:
+    seeds = max((len(a["final_accuracy"]["values"]) for a in record["arms"].values()), default=0)
+    return f"{record['experiment']}: mean of {seeds} victims"
+
+
+def _panels(title: str, names: list[str]) -> tuple[Any, list[Any]]:
+    """(figure, one axis for each name); a single panel without a name has the title."""
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    size = (7.5, 4.2) if len(names) == 1 else (5.2 * columns, 3.4 * rows)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    seeds = max((len(a["final_accuracy"]["values"]) for a in record["arms"].values()), default=0)
-    title = f"{record['experiment']}: mean of {seeds} victims"
-    if len(panels) > 1:
+    if len(names) > 1:
         figure.suptitle(title, fontsize=10)
-    for axis, (victim, lines) in zip(axes, panels.items(), strict=False):
-        _panel(axis, lines)
-        axis.set_title(victim or title, loc="left", fontsize=10)
-    for axis in axes[len(panels) :]:
+    for axis, name in zip(axes, names, strict=False):
+        shown = title if len(names) == 1 else name
+        axis.set_title(shown, loc="left", fontsize=10)
+    for axis in axes[len(names) :]:
         axis.remove()
-    _save(figure, path)
+    return figure, list(axes[: len(names)])
 
 
 def _panel(axis: Any, lines: list[tuple[str, list[float]]]) -> None:
@@ -110,9 +163,14 @@ def _panel(axis: Any, lines: list[tuple[str, list[float]]]) -> None:
             fontsize=9,
         )
     axis.set_xlim(0.5, epochs + 0.5)
-    axis.set_ylim(0, 102)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel("epoch")
+    _dress(axis, "epoch")
+
+
+def _dress(axis: Any, name: str) -> None:
+    """Percent upward, `name` to the right."""
+    axis.set_ylim(0, 102)
+    axis.set_xlabel(name)
     axis.set_ylabel("clean test accuracy, %")
     axis.grid(alpha=0.25)
     for side in ("top", "right"):

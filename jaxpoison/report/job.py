@@ -144,8 +144,8 @@ def job(
         if len(names) > 1:
             for victim in victims:
                 study.judging.gather(name, names[1:], network=victim)
-            for repeated in names[1:]:
-                study.poisons.forget_picture(repeated)
+        for repeated in names if isinstance(one, Derived) and one.sweep else names[1:]:
+            study.poisons.forget_picture(repeated)  # of a share there is nothing new to see
     return study.finish(main=main, published=published or [])
 
 

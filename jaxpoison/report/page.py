@@ -13,7 +13,8 @@ import jinja2
 import jaxpoison
 from jaxpoison import check
 from jaxpoison.data.manifest import STATEMENT
-from jaxpoison.report import charts, tables
+from jaxpoison.report import charts, sweeps, tables
+from jaxpoison.report.probes import PROBES
 from jaxpoison.report.record import flat
 from jaxpoison.report.runs import Run, read_run
 from jaxpoison.types import InputError
@@ -76,7 +77,9 @@ def html(runs: list[Run]) -> str:
         title="comparison of runs" if several else runs[0].record["experiment"],
         heads=[_head(run) for run in runs],
         table=_table(runs),
+        probes=[(name, PROBES[name]) for name in _probes(runs) if name in PROBES],
         curves=_curves(runs),
+        sweeps=[] if several else _sweeps(runs[0]),
         differing=_settings(runs) if several else [],
         settings=[] if several else list(_facts(runs[0], *MADE, "date", "seconds").items()),
         grid=None if several or runs[0].grid is None else charts.data_url(runs[0].grid),
@@ -140,7 +143,7 @@ def _head(run: Run) -> dict[str, Any]:
 def _table(runs: list[Run]) -> dict[str, Any]:
     """One row per training set; columns that are empty throughout are left out."""
     columns: dict[str, list[Cell]] = {}
-    probes = list(dict.fromkeys(k for run in runs for k in tables.probe_names(run.record)))
+    probes = _probes(runs)
     for run in runs:
         names = {id(entry): name for name, entry in run.record["arms"].items()}
         for victim, name, entry in _arms(run):
@@ -165,6 +168,11 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 columns.setdefault(column, []).append(cell)
     shown = {name: cells for name, cells in columns.items() if any(c.text for c in cells)}
     return {"head": list(shown), "rows": list(zip(*shown.values(), strict=True))}
+
+
+def _probes(runs: list[Run]) -> list[str]:
+    """The probes of all runs, each once."""
+    return list(dict.fromkeys(name for run in runs for name in tables.probe_names(run.record)))
 
 
 def _rate(value: dict[str, Any] | None) -> Cell:
@@ -196,6 +204,14 @@ def _curves(runs: list[Run]) -> list[tuple[str, charts.Chart]]:
             if entry["curve"]:  # a victim without epochs has none
                 groups.setdefault(key, {})[full] = entry["curve"]
     return [(victim, charts.chart(curves)) for victim, curves in groups.items()]
+
+
+def _sweeps(run: Run) -> list[tuple[str, charts.Chart]]:
+    """(heading, chart): one for each option that was varied, and each victim."""
+    return [
+        (title, charts.sweep_chart(lines, log=sweeps.is_log(lines)))
+        for title, lines in sweeps.charts(run.record).items()
+    ]
 
 
 def _labels(run: Run, num: int) -> list[str]:

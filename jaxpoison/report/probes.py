@@ -10,9 +10,12 @@ from jaxpoison.types import Dataset, Scenario
 __all__ = ["HELD_OUT", "PROBES", "Probe", "everything", "noise", "wanted"]
 
 Probe = Literal["train-noise", "test-noise", "poisoned-test"]
-PROBES: tuple[Probe, ...] = ("train-noise", "test-noise", "poisoned-test")
-"""The noise alone of the poisoned training rows; the noise alone that the trained generator adds to
-the test images; these test images poisoned. All with their true labels."""
+PROBES: dict[Probe, str] = {
+    "train-noise": "the noise alone of the poisoned training images",
+    "test-noise": "the noise alone that the trained generator adds to the test images",
+    "poisoned-test": "the test images as the trained generator poisons them",
+}
+"""What each one is; all have their true labels."""
 HELD_OUT = frozenset(("test-noise", "poisoned-test"))
 """Those that need a generator: an attack of one delta per image has nothing for new images."""
 

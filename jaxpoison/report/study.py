@@ -7,7 +7,7 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     craft/<arm>/generator/      the generator it trained, if it trains one; `apply` reads it
     poison/<arm>/               the poison folder, as the victims read it
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
-    grid.png, curves.png        pictures
+    grid.png, curves.png        pictures; sweep.png where an option was varied
     result.json                 the record; it marks a finished run
     report.html                 the page made of them
 """
@@ -112,6 +112,7 @@ class Study:
             published=published,
         )
         figures.curves(self.folder / "curves.png", result)
+        figures.sweep(self.folder / "sweep.png", result)
         checkpoint.write_json(self.folder / "result.json", result)
         page.write_run(self.folder)
         return result
