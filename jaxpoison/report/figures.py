@@ -110,6 +110,7 @@ def sweep(path: pathlib.Path, record: dict[str, Any]) -> None:
                 yerr=100 * np.array([mean - low, high - mean]),
                 color=color,
                 linewidth=2,
+                elinewidth=1.2,
                 marker="o",
                 markersize=4,
                 capsize=3,

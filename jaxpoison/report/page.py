@@ -85,7 +85,7 @@ def html(runs: list[Run]) -> str:
         grid=None if several or runs[0].grid is None else charts.data_url(runs[0].grid),
         heats=[] if several else _heats(runs[0]),
         classes=[] if several else _classes(runs[0]),
-        arms=[] if several else _arms(runs[0]),
+        expected=[] if several else _expected(runs[0]),
         published=_published(runs),
     )
 
@@ -114,6 +114,11 @@ def _arms(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
     order = list(dict.fromkeys(victim for victim, _, _ in rows))
     rows = [(v, name.removeprefix(f"{v}/") if v else name, entry) for v, name, entry in rows]
     return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def _expected(run: Run) -> list[tuple[str, str]]:
+    """(training set, what to expect), once where all victims have the same text."""
+    return list(dict.fromkeys((name, entry["expect"]) for _, name, entry in _arms(run)))
 
 
 def _head(run: Run) -> dict[str, Any]:

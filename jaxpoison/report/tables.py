@@ -80,7 +80,7 @@ def table(record: dict[str, Any]) -> Table:
     result = Table(box=box.SIMPLE_HEAD)
     result.add_column("training set", no_wrap=True)
     for name in ["final", "peak"] + (["success"] if targeted else []):
-        result.add_column(name, justify="right", no_wrap=True)
+        result.add_column(name, justify="right")
     result.add_column("s", justify="right", no_wrap=True)
     last = None
     for name, entry in arms.items():
@@ -104,7 +104,7 @@ def probe_table(record: dict[str, Any]) -> Table | None:
     result = Table(box=box.SIMPLE_HEAD)
     for name in ("training set", *names):
         justify = "left" if name == "training set" else "right"
-        result.add_column(name, justify=justify, no_wrap=True)
+        result.add_column(name, justify=justify, no_wrap=justify == "left")
     for name, entry in record["arms"].items():
         if rates := entry.get("probes"):
             cells = [percent(rates[k]) if k in rates else "" for k in names]
