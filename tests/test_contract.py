@@ -32,6 +32,11 @@ def victim():
 
 
 @functools.cache
+def network():
+    return jp.models.create_generator("mlp_generator", SHAPE, hidden=(6,))
+
+
+@functools.cache
 def scenario(kept: int = NUM - 4):
     train = jp.data.synthetic.blobs(jax.random.key(1), NUM, num_classes=CLASSES, image_shape=SHAPE)
     goal = jp.data.synthetic.blobs(jax.random.key(2), 6, num_classes=CLASSES, image_shape=SHAPE)
@@ -95,6 +100,12 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
     "lsp": (lambda e: jp.attacks.lsp(eps=e, num_classes=CLASSES, patch=2), "l2", 1.0),
     "one_pixel": (
         lambda e: jp.attacks.one_pixel(num_classes=CLASSES, num_pixels=e), "l0", 2,
+    ),
+    "gue": (
+        lambda e: jp.attacks.gue(
+            victim(), network(), eps=e, batch_size=5, inner_steps=2, norm_updates=12
+        ),
+        "linf", 0.1,
     ),
     "bilevel_unrolled": (
         lambda e: availability(lambda p: jp.hypergrad.unrolled(p, steps=2), e), "linf", 0.1,

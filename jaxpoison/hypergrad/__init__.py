@@ -7,6 +7,7 @@ from jaxpoison.hypergrad.minibatch import minibatches
 from jaxpoison.hypergrad.one_step import one_step, through_step
 from jaxpoison.hypergrad.problem import poisoned_training, rowwise_loss
 from jaxpoison.hypergrad.unrolled import unrolled
+from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
     "alternating",
@@ -20,4 +21,5 @@ __all__ = [
     "through_step",
     "trajectory",
     "unrolled",
+    "value_function",
 ]

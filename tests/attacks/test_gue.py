@@ -1,0 +1,97 @@
+"""GUE: the payoff against its definition, and what holds at every step of a short run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxpoison as jp
+from jaxpoison.attacks.unlearnable.gue import payoff
+from tests import oracles
+
+KEY = jax.random.key(0)
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12), st.integers(0, 11))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_payoff_is_the_worst_wrong_class_and_bounded(entries, own):
+    z, own = np.asarray(entries, np.float64), own % len(entries)
+    own_loss = float(payoff(jnp.asarray(z, jnp.float32)[None], jnp.array([own]))[0])
+    shifted = z - z.max()
+    losses = np.log(np.sum(np.exp(shifted))) - shifted
+    worst = max(loss for k, loss in enumerate(losses) if k != own)
+    np.testing.assert_allclose(own_loss, worst, rtol=1e-5, atol=1e-5)
+    assert own_loss >= np.log(len(z) - 1) - 1e-5
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_payoff_reaches_its_bound_where_only_wrong_classes_share(classes):
+    label = jnp.array([0, classes - 1])
+    own = jax.nn.one_hot(label, classes, dtype=bool)
+    best = payoff(jnp.where(own, -jnp.inf, 0.7), label)
+    np.testing.assert_allclose(best, np.log(classes - 1), rtol=1e-6, atol=1e-6)
+    uniform = payoff(jnp.zeros((2, classes)), label)
+    np.testing.assert_allclose(uniform, np.log(classes), rtol=1e-6)
+
+
+def test_the_gradient_of_the_payoff_is_softmax_minus_the_lowest_wrong_class():
+    z, label = jnp.array([[0.3, -2.0, 1.0, -1.0]]), jnp.array([1])
+    gradient = jax.grad(lambda z: payoff(z, label)[0])(z)
+    np.testing.assert_allclose(gradient, jax.nn.softmax(z) - jnp.array([[0, 0, 0, 1]]), atol=1e-6)
+
+
+def small(**options):
+    settings = {"eps": 0.1, "batch_size": 4, "inner_steps": 3} | options
+    return jp.attacks.gue(oracles.smooth_victim(), oracles.smooth_generator(), **settings)
+
+
+def data():
+    return oracles.tiny_scenario()._replace(index=jnp.arange(8, dtype=jnp.int32))
+
+
+def test_every_step_keeps_the_bound_and_says_what_it_saw():
+    state, info = jp.run(small(inner_rate=0.01), KEY, data(), num_steps=40)
+    size = info.multiplier * info.gap_norm
+    assert np.all(size <= (1.5 * info.gap_norm + info.lead_norm) * (1 + 1e-5))
+    assert np.all(info.gap > 0) and np.all(info.finite)
+    assert np.all(info.outer_loss >= np.log(2) - 1e-6)
+    assert len(np.unique(info.outer_loss)) == 40  # another batch, another follower
+    assert np.all(info.grad_norm <= size * (1 + 1e-5))  # the generator's share of it
+    last = state.phi.phi.last
+    assert last.multiplier == info.multiplier[-1] and last.gap == info.gap[-1]
+
+
+def test_the_generator_poisons_images_it_never_saw():
+    """Trained on half of the rows, it is applied to all of them, and to other ones."""
+    attack = small(generator_train_fraction=0.5)
+    state, _ = jp.run(attack, KEY, data(), num_steps=3)
+    assert state.phi.rows.shape == (4,)
+    theta, clean = attack.generator(state), data().train.image
+    direction, _ = oracles.smooth_generator().apply(theta, clean, train=False)
+    image = attack.poison(state, data()).image
+    np.testing.assert_allclose(image, np.clip(clean + 0.1 * direction, 0, 1), atol=1e-6)
+    other = jp.Dataset(1 - clean[:3], data().train.label[:3])
+    unseen = jp.Scenario(other, other, jnp.arange(3, dtype=jnp.int32))
+    assert 0.05 < jnp.max(jnp.abs(attack.poison(state, unseen).image - other.image)) <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 8}, "eps = 8 looks like grey levels; write 8/255"),
+        ({"batch_size": 0}, "batch_size = 0; it must be at least 1"),
+        ({"inner_rate": 0.0}, "inner_rate = 0.0; it must be a finite number above 0"),
+        ({"generator_rate": -1.0}, "generator_rate = -1.0; it must be a finite number above 0"),
+        ({"follower_rate": 0.0}, "follower_rate = 0.0; it must be a finite number above 0"),
+        (
+            {"generator_train_fraction": 1.5},
+            "generator_train_fraction = 1.5; it must be a number above 0 and at most 1",
+        ),
+    ],
+)
+def test_a_bad_setting_is_one_line(options, message):
+    with pytest.raises(jp.InputError) as caught:
+        small(**options)
+    assert str(caught.value) == message
