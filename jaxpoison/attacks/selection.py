@@ -16,9 +16,20 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
-from jaxpoison.types import Attack, Dataset, InputError, Split, Training, TrainState
+from jaxpoison.types import (
+    Attack,
+    Dataset,
+    InputError,
+    Split,
+    Training,
+    TrainState,
+    Victim,
+)
+from jaxpoison.victims import Recipe
+from jaxpoison.victims.train import make_learner
+from jaxpoison.victims.train import training as victim_epochs
 
-__all__ = ["SelectionState", "held_out_rows", "keep_best", "num_steps"]
+__all__ = ["SelectionState", "held_out_rows", "keep_best", "monitor", "num_steps"]
 
 PyTree = Any
 
@@ -60,7 +71,7 @@ def keep_best(
     A round is `every` steps of the attack and then `epochs` steps of a fresh victim, each one epoch
     on what `attack.poison` makes of the training set at this point, without the slice (never stored
     between steps). At its end the round's score is the share of clean held-out rows on which the
-    attack fails, with running statistics; the lowest score wins, of equal ones the first:
+    attack fails, by the training's `test_accuracy`; the lowest score wins, of equal ones the first:
 
       score = mean_i [argmax f(x_i) = y_i],  with a label map  mean_i [argmax f(x_i) != eta(y_i)].
 
@@ -70,8 +81,8 @@ def keep_best(
 
     Args:
       attack: any attack; restarts go outside, `over_restarts(keep_best(...), num)`.
-      training: of the monitoring victim, `victims.training(learner, recipe)`; its learning rate may
-        not follow a schedule laid out over a number of rows.
+      training: of the monitoring victim, `monitor(victim, recipe)` or another, whose learning rate
+        follows no schedule over a number of rows.
       every: attack steps in a round.
       epochs: of its victim.
       holdout: share of the N training rows in the slice, round(holdout * N) of them.
@@ -100,18 +111,18 @@ def keep_best(
         state = attack.init(key, scenario)
         info = jax.eval_shape(attack.step, key, state, scenario)[1]
         info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
-        monitor = training.init(key, split(scenario.train, scenario))  # only its form is used
+        phi = training.init(key, split(scenario.train, scenario))  # only its form is used
         none = jnp.float32(jnp.inf)
-        return SelectionState(state, info, state, none, monitor, none, jnp.int32(0))
+        return SelectionState(state, info, state, none, phi, none, jnp.int32(0))
 
     def split(poisoned, scenario):
         return _split(poisoned, scenario.train, holdout, label_map, seed)
 
-    def watch(key, attacked, monitor, fresh, scenario):
+    def watch(key, attacked, phi, fresh, scenario):
         """One epoch of the monitor: (its state, the score it has now)."""
         init_key, epoch_key = jax.random.split(key)
         sets = split(attack.poison(attacked, scenario), scenario)
-        phi = lax.cond(fresh, lambda: training.init(init_key, sets), lambda: monitor)
+        phi = lax.cond(fresh, lambda: training.init(init_key, sets), lambda: phi)
         phi, info = training.step(epoch_key, phi, sets)
         fails = info.test_accuracy if label_map is None else 1 - info.test_accuracy
         sound = info.finite & tree.all_finite(phi.variables)
@@ -124,7 +135,7 @@ def keep_best(
             lambda carry: attack.step(key, carry[0], scenario),
             (state.attack, state.info),
         )
-        monitor, now = _turn_if(
+        phi, now = _turn_if(
             phase >= every,
             lambda carry: watch(key, attacked, carry[0], phase == every, scenario),
             (state.monitor, state.score),
@@ -134,7 +145,7 @@ def keep_best(
         best = _turn_if(better, lambda _: attacked, state.best)
         lowest = jnp.where(better, score, state.best_score)
         phase = (phase + 1) % (every + epochs)
-        new = SelectionState(attacked, info, best, lowest, monitor, score, phase)
+        new = SelectionState(attacked, info, best, lowest, phi, score, phase)
         scores = (jnp.minimum(x, 1) for x in (score, lowest))
         return new, _info_type(type(info))(*info, *scores)
 
@@ -148,6 +159,27 @@ def keep_best(
     own = attack.generator
     generator = None if own is None else lambda state: own(chosen(state))
     return Attack(init, step, poison, generator=generator)
+
+
+def monitor(victim: Victim, recipe: Recipe) -> Training:
+    """The victim that `keep_best` trains: a recipe for any number of rows, adversarial or not.
+
+    Feng et al. judge after every trial, `recipes.deepconfuse_monitor`, with every = the steps of a
+    trial; Liu et al. after 5 passes of the generator, `recipes.gue_monitor`, for GUE-adv
+    `recipes.gue_adversarial_monitor`. In each case epochs = `recipe.epochs`.
+
+    Args:
+      victim: the network, in the papers that of the surrogate.
+      recipe: at a constant rate.
+
+    Raises: InputError for a recipe with a schedule or a warm-up, which would need a number of rows.
+    """
+    if recipe.schedule != "constant" or recipe.warmup:
+        raise InputError(
+            f"a monitor's rate is constant; the recipe has schedule = {recipe.schedule!r} and "
+            f"warmup = {recipe.warmup}"
+        )
+    return victim_epochs(make_learner(victim, recipe, recipe.batch_size, 1), recipe)
 
 
 def num_steps(rounds: int, *, every: int, epochs: int) -> int:

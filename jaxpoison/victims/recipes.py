@@ -27,8 +27,11 @@ __all__ = [
     "deepconfuse_cifar10",
     "deepconfuse_imagenet",
     "deepconfuse_mnist",
+    "deepconfuse_monitor",
     "dvae",
     "gue",
+    "gue_adversarial_monitor",
+    "gue_monitor",
     "gue_adversarial",
     "iss",
     "lsp",
@@ -179,6 +182,25 @@ def gue_adversarial(*, epochs: int = 100, eps: float = 8 / 255) -> Recipe:
     )
 
 
+def gue_monitor(*, epochs: int = 5) -> Recipe:
+    """Liu et al. 2024: the fresh surrogate that judges the generator, every 5 passes of it."""
+    source = "GUE code, gue.py"
+    return Recipe(epochs, 256, 0.01, momentum=0.9, weight_decay=5e-4, source=source)
+
+
+def gue_adversarial_monitor(*, epochs: int = 5, eps: float = 4 / 255) -> Recipe:
+    """Liu et al. 2024, GUE-adv: `gue_monitor` on PGD-10 examples, attacked in eval mode.
+
+    In the code the victim is left in eval mode by the first attack and never trains its statistics.
+    """
+    return dataclasses.replace(
+        gue_monitor(epochs=epochs),
+        adversarial="pgd",
+        adversarial_eps=eps,
+        source="GUE code, gue_adv.py",
+    )
+
+
 def deepconfuse_mnist(*, epochs: int = 2, statistics: str = "running") -> Recipe:
     """Feng et al. 2019, MNIST victims (`lenet`): Adam at 0.01, no augmentation.
 
@@ -206,6 +228,15 @@ def deepconfuse_imagenet(*, epochs: int = 5, statistics: str = "running") -> Rec
     """
     recipe = Recipe(epochs, 16, 0.1, momentum=0.0, source="DeepConfuse code, ImageNet")
     return dataclasses.replace(recipe, statistics=statistics, evaluation_batch=64)
+
+
+def deepconfuse_monitor(*, epochs: int = 1, batch_size: int = 64) -> Recipe:
+    """Feng et al. 2019: the fresh surrogate that judges every trial, trained as in one.
+
+    Epochs and batch are those of a trial: 1 and 64 on MNIST, 20 and 256 on CIFAR-10, 5 and 32 on
+    two-class ImageNet.
+    """
+    return Recipe(epochs, batch_size, 0.01, momentum=0.0, source="DeepConfuse code")
 
 
 def witches_brew(

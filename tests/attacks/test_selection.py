@@ -1,5 +1,6 @@
 """Rounds, scores and the kept poison against a hand-made attack and monitor, in closed form."""
 
+import dataclasses
 import inspect
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.attacks import keep_best, selection
 from jaxpoison.types import Info, InputError, TrainState, Variables, as_float
-from jaxpoison.victims import Recipe, accuracy, learner, training
+from jaxpoison.victims import Recipe, accuracy, learner, recipes, training
 
 KEY = jax.random.key(0)
 NUM, CLASSES = 20, 4
@@ -284,6 +285,23 @@ def test_a_real_monitor_is_trained_and_judged_as_by_hand():
     assert float(infos[2].held_out) == wanted and 0 < wanted <= 1
 
 
+def test_a_monitor_is_trained_by_its_recipe_whatever_the_number_of_rows():
+    """Two updates of SGD 0.1, momentum 0.9, decay 0.01; an adversarial one differs."""
+    recipe = Recipe(1, 8, 0.1, momentum=0.9, weight_decay=0.01)
+    rule = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
+    wanted = training(learner(VICTIM, rule), recipe)
+    hard = dataclasses.replace(recipe, adversarial="pgd", adversarial_eps=0.2)
+    ends = []
+    for process in (selection.monitor(VICTIM, recipe), wanted, selection.monitor(VICTIM, hard)):
+        split = jp.Split(blobs(16).train, blobs(8).train)
+        ends.append(jp.run(process, KEY, split, num_steps=1)[0].params)
+    chex.assert_trees_all_close(ends[0], ends[1], atol=1e-6)
+    assert any(
+        not np.allclose(a, b, atol=1e-3)
+        for a, b in zip(*map(jax.tree.leaves, ends[1:]), strict=True)
+    )
+
+
 def test_best_of_goes_by_the_held_out_score():
     """Restart r's poison has quality (0.6, 0.2, 0.4)[r], and its loss falls the other way."""
     table = jnp.asarray([0.6, 0.2, 0.4])
@@ -321,6 +339,10 @@ def bad(**options):
         (
             lambda: bad(attack=jp.over_restarts(counting(), 2)),
             "keep_best takes one attack; write over_restarts(keep_best(...), num)",
+        ),
+        (
+            lambda: selection.monitor(VICTIM, recipes.gue()),
+            "a monitor's rate is constant; the recipe has schedule = 'step' and warmup = 0",
         ),
         (lambda: selection.num_steps(0, every=1, epochs=1), "rounds = 0; it must be at least 1"),
         (

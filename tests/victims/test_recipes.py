@@ -133,6 +133,29 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         | {"adversarial_eps": 4 / 255, "adversarial_steps": 10, "adversarial_step": None},
         {75: 0.1, 90: 0.01},
     ),
+    (
+        "gue_monitor",
+        {},
+        5,
+        PLAIN | {"learning_rate": 0.01, "batch_size": 256, "momentum": 0.9, "weight_decay": 5e-4},
+        {},
+    ),
+    (
+        "gue_adversarial_monitor",
+        {},
+        5,
+        PLAIN
+        | {"learning_rate": 0.01, "batch_size": 256, "momentum": 0.9, "weight_decay": 5e-4}
+        | {"adversarial": "pgd", "adversarial_eps": 4 / 255, "adversarial_steps": 10},
+        {},
+    ),
+    (
+        "deepconfuse_monitor",
+        {"epochs": 20, "batch_size": 256},
+        20,
+        PLAIN | {"learning_rate": 0.01, "batch_size": 256},
+        {},
+    ),
     ("deepconfuse_mnist", {}, 2, ADAM | {"learning_rate": 0.01, "batch_size": 64}, {}),
     (
         "deepconfuse_mnist",
