@@ -44,10 +44,12 @@ class Manifest:
       attack: name of the attack.
       settings: all its settings, as JSON values.
       norm: "linf", "l2", "l0", or None for no budget.
-      eps: radius; pixel units in [0, 1] (linf, l2), a number of pixels (l0), or None.
+      eps: radius that the stored rows keep; pixel units in [0, 1] (linf, l2), a number of pixels
+        (l0), or None.
       measured: largest change of a stored row in that norm, and in grey levels; None where there
         is no source row to compare with.
-      rounding: "nearest" or "truncate", or None where nothing was rounded.
+      rounding: "nearest", "truncate", or "cast" (then a linf eps is 1/255 more than the attack's,
+        as the cast to 8 bits may add a grey level); None where nothing was rounded.
       domain: "uint8" (grey levels), "float" (images in [0, 1]) or "features".
       rows: "changed" (every row has a source row) or "added" (some have none).
       labels_changed: whether labels may differ from the source's.

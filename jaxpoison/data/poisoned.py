@@ -23,7 +23,7 @@ from jaxpoison.data.manifest import (
     read_manifest,
     versions,
 )
-from jaxpoison.data.rounding import blocks, check_norm, to_uint8
+from jaxpoison.data.rounding import blocks, check_norm, promised, to_uint8
 from jaxpoison.data.verification import (
     Check,
     Report,
@@ -103,7 +103,8 @@ def write(
       source_rows: [N] integers, the source row of each row, -1 for added ones. None: row i comes
         from row i; further rows than `clean` has are added ones.
       labels_changed: whether labels of the P rows may differ.
-      rounding: "nearest" or "truncate".
+      rounding: "nearest", "truncate" or "cast", see `rounding.to_uint8`. With "cast" the manifest's
+        linf eps is one grey level larger than this one, and says so.
       wall_time_s: seconds the attack took.
       extra: anything else worth keeping, as `settings`.
       overwrite: whether to replace an existing poison folder.
@@ -123,8 +124,10 @@ def write(
     mask = _mask(index, len(label), origin)
     base = _base(np.asarray(clean.image), origin, domain)
     image = _image(np.asarray(poisoned.image), base, label, domain)
+    image = _rest(image, base, mask) if domain == "float" else image
     rounded = domain == "uint8" and image.dtype != np.uint8
     stored = _stored(image, base, origin, norm, eps, rounding) if rounded else image
+    eps = promised(norm, eps, rounding) if rounded else eps
     _check_rows(stored, base, label, clean_label, origin, mask=mask, labels_changed=labels_changed)
     measured = measure(stored, base, origin >= 0, norm, eps)
     if measured.get("rows_beyond"):
@@ -282,6 +285,15 @@ def _image(image: np.ndarray, base: np.ndarray, label: np.ndarray, domain: str) 
         )
     image = image.astype(np.float32)
     return np.clip(image, 0, 1) if domain == "float" else image
+
+
+def _rest(image: np.ndarray, base: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Rows outside the mask that differ from their source by float rounding alone are the source.
+
+    Compiled code takes v / 255 as a product, which moves last bits.
+    """
+    same = ~mask & (np.abs(image - base) < 1e-6).reshape(len(mask), -1).all(axis=1)
+    return np.where(same.reshape(-1, *[1] * (image.ndim - 1)), base, image)
 
 
 def _delta(image: np.ndarray, base: np.ndarray, changed: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 from jaxpoison import check
 from jaxpoison.types import InputError
 
-__all__ = ["change_size", "check_norm", "to_uint8"]
+__all__ = ["ROUNDINGS", "change_size", "check_norm", "promised", "to_uint8"]
+
+ROUNDINGS = ("nearest", "truncate", "cast")
 
 _BLOCK_ENTRIES = 2**21
 _PIXEL_ERROR = 1e-6
@@ -26,24 +28,28 @@ def to_uint8(
       l2: while ||d|| > 255 eps, move the entry that rounding carried farthest from u (largest
         |d| - |255 v - u|) one level toward u. Truncating all such entries suffices.
       l0, None: as rounded; an unchanged pixel stays unchanged.
+    "cast" is floor(255 v) in float32 as published code takes it, and stays so, up to one level
+    outside (15 of the 256 levels under a noise of -8/255); `promised` is the ball that it keeps.
 
     Args:
       poisoned: v [N, H, W, C] float in [0, 1], inside the budget up to float error.
       clean: u [N, H, W, C] uint8, the same rows.
       norm: "linf", "l2", "l0", or None for plain rounding.
       eps: radius in pixel units (linf, l2) or number of pixels (l0); None with norm None.
-      rounding: "nearest" or "truncate" (the biased rule of several published attacks).
+      rounding: "nearest", "truncate" (biased, inside the ball), or "cast" (biased; not under l2).
 
     Returns:
-      [N, H, W, C] uint8, never outside the budget.
+      [N, H, W, C] uint8, never outside the budget, or with "cast" outside the `promised` one.
 
     Errors:
       InputError: unequal shapes, `clean` no uint8, `poisoned` outside [0, 1] or the budget (the
-        first such row is named), unknown norm or rounding.
+        first such row is named), unknown norm or rounding, "cast" under l2.
+
+    Source: of "cast", GUE's evaluation (Liu et al. 2024, code): 255 P cast to uint8.
     """
     poisoned, clean = np.asarray(poisoned), np.asarray(clean)
     check_norm(norm, eps)
-    check.one_of(("nearest", "truncate"), rounding=rounding)
+    promised(norm, eps, rounding)
     if clean.dtype != np.uint8:
         raise InputError(f"clean images are {clean.dtype}; rounding to grey levels needs uint8")
     if poisoned.shape != clean.shape:
@@ -56,15 +62,27 @@ def to_uint8(
         if norm is not None:
             _check_float_budget(value, start / 255, norm, radius, rows.start)
         exact = 255 * value
-        level = np.rint(exact) if rounding == "nearest" else np.floor(exact + 255 * _PIXEL_ERROR)
-        shift = np.clip(level, 0, 255) - start
-        if norm == "linf":
+        shift = np.clip(_levels(exact, poisoned[rows], start, rounding), 0, 255) - start
+        if norm == "linf" and rounding != "cast":
             most = math.floor(255 * radius + 1e-6)
             shift = np.clip(shift, -most, most)
         elif norm == "l2":
             _move_inside(shift, exact - start, _square_limit(radius))
         out[rows] = (start + shift).astype(np.uint8)
     return out
+
+
+def promised(norm: str | None, eps: float | int | None, rounding: str) -> float | int | None:
+    """The radius that rounded images keep: `eps`, and of a "cast" under linf one grey level more.
+
+    Errors: InputError for an unknown rounding, and for "cast" under l2, where each entry may add.
+    """
+    check.one_of(ROUNDINGS, rounding=rounding)
+    if rounding != "cast" or norm not in ("linf", "l2"):
+        return eps
+    if norm == "l2":
+        raise InputError("rounding = 'cast' keeps no l2 budget; allowed are nearest and truncate")
+    return min(1.0, float(eps or 0) + 1 / 255)
 
 
 def change_size(
@@ -113,6 +131,16 @@ def check_norm(norm: Any, eps: Any, *, pixels: bool = True) -> None:
         check.radius(norm, eps, pixels=pixels)
     elif eps is not None:
         raise InputError(f"eps = {eps} without a norm; allowed is None")
+
+
+def _levels(exact: np.ndarray, value: np.ndarray, start: np.ndarray, rounding: str) -> np.ndarray:
+    """Grey levels before the ball is looked at, from 255 v in float64."""
+    if rounding == "nearest":
+        return np.rint(exact)
+    if rounding == "truncate":
+        return np.floor(exact + 255 * _PIXEL_ERROR)
+    cast = np.floor(np.float32(255) * value.astype(np.float32))
+    return np.where(np.abs(exact - start) < 255 * _PIXEL_ERROR, start, cast)
 
 
 def _move_inside(shift: np.ndarray, change: np.ndarray, limit: float) -> None:

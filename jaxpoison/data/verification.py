@@ -221,6 +221,8 @@ def _check_budget(
     if not found:
         return Check("budget", None, "every row was added; there is nothing to compare with")
     added = f"; {int((~mapped).sum())} added rows have no budget" if (~mapped).any() else ""
+    cast = manifest.rounding == "cast" and manifest.norm == "linf"
+    added += "; 1/255 of the budget is for the cast to 8 bits" if cast else ""
     detail = (
         f"{manifest.norm} at most {found['norm_max']:.6g} of {manifest.eps:.6g}{levels}, "
         f"{found['rows_beyond']} rows beyond{added}"

@@ -371,6 +371,36 @@ def test_float_images_and_features_are_stored_unrounded(tmp_path, domain):
     assert _verdicts(folder.verify(tmp_path / "r", clean))["budget"] is None
 
 
+def test_float_images_of_grey_levels_keep_the_bits_of_untouched_rows(tmp_path):
+    """A jitted poison divides by 255 as a product; the rows that it leaves are still the source."""
+    _, clean, mask = _sets()
+    image = clean.image.astype(np.float32) * np.float32(1 / 255)
+    image = np.where(mask.reshape(5, 1, 1, 1), 0.9 * image, image)
+    assert (image[~mask] != clean.image[~mask] / np.float32(255)).any()
+    dirty = Dataset(image, clean.label)
+    _write(tmp_path / "p", poisoned=dirty, index=mask, domain="float", eps=0.2)
+    assert set(_verdicts(folder.verify(tmp_path / "p", clean)).values()) == {True}
+    np.testing.assert_array_equal(folder.read(tmp_path / "p").dataset.image[mask], image[mask])
+
+
+def test_a_cast_says_that_its_budget_is_a_grey_level_larger(tmp_path):
+    _, clean, _ = _sets()
+    moved = np.clip(clean.image / np.float32(255) - np.float32(8 / 255), 0, 1)
+    dirty = Dataset(moved, clean.label)
+    manifest = _write(
+        tmp_path / "p", poisoned=dirty, index=np.arange(5), eps=8 / 255, rounding="cast"
+    )
+    assert manifest.rounding == "cast" and manifest.eps == 8 / 255 + 1 / 255
+    assert manifest.measured["grey_level_max"] == 9 and manifest.measured["rows_beyond"] == 0
+    (budget,) = [c for c in folder.verify(tmp_path / "p", clean).checks if c.name == "budget"]
+    assert budget.passed and "of 0.0352941, 9 grey levels" in budget.detail
+    assert budget.detail.endswith("; 1/255 of the budget is for the cast to 8 bits")
+    kept = _write(
+        tmp_path / "q", poisoned=dirty, index=np.arange(5), eps=8 / 255, rounding="truncate"
+    )
+    assert kept.eps == 8 / 255 and kept.measured["grey_level_max"] == 8
+
+
 def test_grey_levels_are_stored_as_they_are_and_checked(tmp_path):
     _, clean, mask = _sets()
     levels = np.where(clean.image < 128, clean.image + 8, clean.image - 8).astype(np.uint8)

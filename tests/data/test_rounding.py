@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpoison.data.rounding import change_size, to_uint8
+from jaxpoison.data.rounding import change_size, promised, to_uint8
 from jaxpoison.types import InputError
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -86,6 +86,32 @@ def test_without_a_norm_it_is_plain_rounding_and_truncation_keeps_exact_levels()
     assert to_uint8(half, clean, norm=None, eps=None).ravel().tolist() == [11, 11]
     truncated = to_uint8(half, clean, norm=None, eps=None, rounding="truncate")
     assert truncated.ravel().tolist() == [10, 10]
+
+
+def test_a_cast_leaves_the_ball_by_one_level_as_published():
+    """15 of the 256 grey levels under saturated noise of -8/255 (reference: GUE, section 6)."""
+    clean = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    value = clean / np.float32(255)
+    noisy = np.clip(value - np.float32(8 / 255), 0, 1)
+    published = (255 * noisy).astype(np.uint8)  # float32, as the code casts
+    stored = to_uint8(noisy, clean, norm="linf", eps=8 / 255, rounding="cast")
+    np.testing.assert_array_equal(stored, published)
+    shift = stored.astype(int) - clean
+    assert (shift < -8).sum() == 15 and shift.min() == -9
+    assert to_uint8(noisy, clean, norm="linf", eps=8 / 255, rounding="truncate").max() <= 247
+    assert promised("linf", 8 / 255, "cast") == 8 / 255 + 1 / 255
+    assert not change_size(stored, clean, norm="linf", eps=promised("linf", 8 / 255, "cast"))[1]
+    assert [promised(norm, 1, "cast") for norm in ("linf", "l0")] == [1, 1]
+    assert promised("linf", 8 / 255, "truncate") == 8 / 255
+    for same in (value, clean.astype(np.float32) * np.float32(1 / 255)):
+        kept = to_uint8(same, clean, norm="linf", eps=8 / 255, rounding="cast")
+        np.testing.assert_array_equal(kept, clean)  # a pixel without noise stays
+    for norm, eps, how, message in [
+        ("l2", 1, "cast", "^rounding = 'cast' keeps no l2 budget; allowed are nearest and trunc"),
+        ("linf", 0.1, "up", "^rounding = 'up'; allowed are nearest, truncate, cast$"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            to_uint8(value, clean, norm=norm, eps=eps, rounding=how)
 
 
 def test_large_sets_go_block_by_block(monkeypatch):
