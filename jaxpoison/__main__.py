@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpoison verify|show|export|report|tensorboard ...`."""
+"""The command line: `python -m jaxpoison verify|show|export|apply|report|tensorboard`."""
 
 import dataclasses
 import pathlib
@@ -121,6 +121,59 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Apply:
+    """Poison another split, or another data set, with the generator that a run trained.
+
+    Attacks that train a generator (DeepConfuse, GUE) leave it in the run folder, as
+    craft/<arm>/generator. It poisons any images of the shape it was trained on, in eval mode, also
+    such as it never saw, and writes a poison folder of them, for verify, show and export.
+    """
+
+    run_folder: Positional[pathlib.Path]
+    """The run folder, or the folder of one generator."""
+
+    dataset: Positional[str]
+    """digits, a set of TFDS or of NAME-SPLIT.npz files by its name, or a path that ends in .npz."""
+
+    split: str = "train"
+    """Its split; also rows of one, as in train[:1000]. A path names a file, which holds one."""
+
+    data_dir: pathlib.Path | None = None
+    """Folder of the data set: npz files or prepared TFDS sets. None: where the run found its own
+    training set, if that has the same name; else TFDS' default."""
+
+    arm: str | None = None
+    """Whose generator, where the run has several."""
+
+    out: pathlib.Path | None = None
+    """Folder to make; it must not exist. None: <arm>-<dataset>-<split>, here."""
+
+    eps: float | None = None
+    """Largest change of a pixel, in [0, 1]. None: what the generator was trained for."""
+
+    share: float = 1.0
+    """Of the images that change, above 0 up to 1; a seeded choice, the rest stays clean."""
+
+    seed: int = 0
+    """Of that choice."""
+
+    rounding: str = "nearest"
+    """To grey levels: nearest, truncate (both inside eps), cast (as published code does it, up to
+    one level beyond eps, as the manifest then says), or none (float images)."""
+
+    def run(self) -> int:
+        """Writes the folder, prints where it is and how much it changes."""
+        from jaxpoison.report.apply import apply_generator
+
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        run, name = options.pop("run_folder"), options.pop("dataset")
+        done = apply_generator(run, name, **options)
+        print(done.path)
+        _print(_change(done.manifest, done.similarity.psnr))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Make one HTML page of a finished run, or one that compares several.
 
@@ -174,6 +227,7 @@ Command = (
     Annotated[Verify, subcommand("verify")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Apply, subcommand("apply")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Tensorboard, subcommand("tensorboard")]
 )
@@ -239,7 +293,15 @@ def _budget(manifest: Manifest) -> str:
         return f"none{found}"
     unit = f" ({255 * manifest.eps:.4g}/255)" if manifest.norm == "linf" else ""
     size = "" if largest is None else f", measured {largest:.6g}"
-    return f"{manifest.norm} eps {manifest.eps:.6g}{unit}{size}{found}"
+    cast = manifest.rounding == "cast" and manifest.norm == "linf"
+    beyond = ", 1/255 of it for the cast to 8 bits" if cast else ""
+    return f"{manifest.norm} eps {manifest.eps:.6g}{unit}{beyond}{size}{found}"
+
+
+def _change(manifest: Manifest, psnr: float | None) -> str:
+    """One line: how many images may differ, by how much, and how close they stay."""
+    noise = "" if psnr is None else f", PSNR {psnr:.1f} dB"
+    return f"{manifest.num_changed} of {manifest.shape[0]} images: {_budget(manifest)}{noise}"
 
 
 def _seconds(wall_time: float | int | None) -> str:

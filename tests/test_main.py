@@ -164,7 +164,7 @@ def test_version_is_printed_and_offered_by_help(capsys):
 def test_help_names_the_commands_and_wrong_words_are_code_2(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("verify", "show", "export", "report", "tensorboard"):
+    for command in ("verify", "show", "export", "apply", "report", "tensorboard"):
         assert command in out
     assert main(["verify", "--help"]) == 0
     assert "--data-dir" in capsys.readouterr().out

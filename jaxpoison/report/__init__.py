@@ -1,5 +1,6 @@
 """The main job and what it leaves: records, tables, pictures."""
 
+from jaxpoison.report.apply import Applied, apply_generator
 from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
 from jaxpoison.report.derived import Derived, permuted, shares
@@ -12,6 +13,7 @@ from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.sweeps import sweep
 
 __all__ = [
+    "Applied",
     "Arm",
     "Derived",
     "ImageConfig",
@@ -21,6 +23,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "Trainee",
+    "apply_generator",
     "arm",
     "command_line",
     "control",

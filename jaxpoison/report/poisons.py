@@ -13,6 +13,7 @@ from jaxpoison.attacks import save_generator
 from jaxpoison.data import poisoned
 from jaxpoison.data.rounding import to_uint8
 from jaxpoison.perturb import Budget
+from jaxpoison.report.apply import GENERATOR
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.probes import everything
 from jaxpoison.report.work import Work
@@ -21,7 +22,6 @@ from jaxpoison.victims import similarity
 
 __all__ = ["Poisons"]
 
-GENERATOR = "generator"  # folder, beside the checkpoints of its attack
 SHOWN = 8  # images in grid.png: the first rows that may change
 
 
