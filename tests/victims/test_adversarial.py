@@ -242,6 +242,37 @@ def test_steps_compile_once_accumulate_and_keep_dtypes(make):
     assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize("make", [victims.adversarial_learner, victims.trades_learner])
+def test_no_step_of_the_attack_is_kept_for_the_gradient(make):
+    """Twenty steps need little more memory than one, also where images are differentiated."""
+
+    data = batch(2048, dtype=jnp.float32)
+
+    def temporary(steps):
+        learner = make(normalized_victim(), optax.sgd(0.1), eps=0.1, steps=steps)
+        phi = learner.init(KEY)
+
+        def loss(params, data):
+            return learner.loss(KEY, params, phi.stats, data)[0]
+
+        slopes = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True))
+        lowered = slopes.lower(phi.params, data)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(20) < 2 * temporary(1)
+
+
+@pytest.mark.parametrize("make", [victims.adversarial_learner, victims.trades_learner])
+def test_a_network_in_bfloat16_keeps_its_state_in_float32(make):
+    net = jp.models.mlp((3, 3, 1), 3, hidden=(4,), dtype=jnp.bfloat16)
+    learner, data = make(net, optax.sgd(0.1), eps=0.1, steps=2), batch(dtype=jnp.float32)
+    like = jax.eval_shape(learner.init, KEY)
+    after, info = jax.eval_shape(learner.step, KEY, like, data)
+    assert after == like
+    assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32")}
+    assert info.outer_loss.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
@@ -279,13 +310,13 @@ def frail(num, seed):
 
 
 @functools.cache
-def trained(adversarial):
+def trained(kind):
     """A linear network trained by a recipe on `frail` data; (network, two seeds, their info)."""
     data = Split(frail(256, 0), frail(200, 1))
     net = jp.models.logistic_regression((8, 8, 1), 2)
     recipe = dataclasses.replace(
         recipes.small(epochs=12, learning_rate=0.05),
-        adversarial=adversarial,
+        adversarial=kind,
         adversarial_eps=0.1,
         adversarial_beta=3.0,
     )
@@ -294,10 +325,10 @@ def trained(adversarial):
     return net, state, info, data.test
 
 
-@pytest.mark.parametrize("adversarial", ["none", "pgd", "trades"])
-def test_robust_accuracy_is_that_of_the_worst_corner_and_training_raises_it(adversarial):
+@pytest.mark.parametrize("kind", ["none", "pgd", "trades"])
+def test_robust_accuracy_is_that_of_the_worst_corner_and_training_raises_it(kind):
     """The cross-entropy of two linear classes is largest at x -+ eps sign(w_1 - w_0)."""
-    net, state, info, test = trained(adversarial)
+    net, state, info, test = trained(kind)
     found = victims.assess_robust(KEY, net, state.variables, test, eps=0.1, batch_size=64)
     sign = 2 * np.asarray(test.label) - 1
     for seed, share in enumerate(found.accuracy.values):
@@ -305,12 +336,14 @@ def test_robust_accuracy_is_that_of_the_worst_corner_and_training_raises_it(adve
         w, b = dense["kernel"][:, 1] - dense["kernel"][:, 0], dense["bias"][1] - dense["bias"][0]
         worst = np.clip(rows(test.image) - 0.1 * sign[:, None] * np.sign(w), 0, 1)
         assert share == pytest.approx(np.mean(sign * (worst @ w + b) > 0), abs=1e-9)
-        assert share < 0.5 if adversarial == "none" else share > 0.85
+        assert share < 0.5 if kind == "none" else share > 0.85
     clean = victims.assess(net, state.variables, test)
     assert clean.accuracy.mean > 0.85 and np.all(np.isfinite(info.outer_loss))
     one = victims.assess_robust(KEY, net, tree.take(state.variables, 0), test, eps=0.1)
     assert one.accuracy.values == pytest.approx(found.accuracy.values[:1])
-    harmless = victims.assess_robust(KEY, net, state.variables, test, eps=0.0)
+    compiled = adversarial._robust_counts._cache_size()
+    harmless = victims.assess_robust(KEY, net, state.variables, test, eps=0.0, batch_size=64)
+    assert adversarial._robust_counts._cache_size() == compiled
     assert harmless.confusion == clean.confusion
 
 
