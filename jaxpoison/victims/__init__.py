@@ -29,6 +29,7 @@ from jaxpoison.victims.evaluate import (
     targeted,
 )
 from jaxpoison.victims.learner import learner
+from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
@@ -61,6 +62,7 @@ __all__ = [
     "load",
     "logits",
     "pgd",
+    "poisoned_online",
     "recipes",
     "save",
     "score_fits",

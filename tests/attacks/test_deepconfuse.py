@@ -1,11 +1,13 @@
 """The leader's loss against numpy, presets against the tables, and partial poisoning."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxpoison as jp
+from jaxpoison.attacks import selection
 from jaxpoison.attacks.unlearnable.deepconfuse import CIFAR10, IMAGENET2, MNIST
 from tests import oracles
 from tests.attacks import tiny
@@ -15,7 +17,7 @@ KEY = jax.random.key(0)
 
 def confuse(**options):
     networks = oracles.smooth_victim(), oracles.smooth_generator()
-    settings = {"eps": 0.2, "trial_steps": 2, "batch_size": 8, **options}
+    settings = {"eps": 0.2, "trial_steps": 2, "batch_size": 8, "select_every": 0, **options}
     return jp.attacks.deepconfuse(*networks, **settings)
 
 
@@ -71,6 +73,8 @@ def test_presets_are_the_tables(preset, num, steps, eps, rate):
     confuse(**options)
     assert (options["trial_steps"], options["eps"]) == (steps, eps)
     assert options["learning_rate"] == 0.01 and preset.trials == 500
+    assert options["select_epochs"] == preset.passes
+    assert preset.num_steps(num, trials=3) == 3 * (steps + preset.passes)
     rule = options["tx"](options["generator_rate"])
     state = rule.init(jnp.zeros(()))
     updates, state = rule.update(jnp.ones(()), state, jnp.zeros(()))
@@ -81,3 +85,16 @@ def test_presets_are_the_tables(preset, num, steps, eps, rate):
 def test_a_set_smaller_than_a_batch_is_one_line():
     with pytest.raises(jp.InputError, match="^num_train = 63; it must be at least 64$"):
         MNIST.options(63)
+
+
+def test_selection_keeps_the_generator_of_the_best_round():
+    """Round: two trials of 2 steps, then one epoch; the kept one is not always the last."""
+    data = oracles.tiny_scenario(num=20, changed=20)
+    attack = confuse(
+        batch_size=4, generator_rate=0.3, select_every=2, holdout=0.3, learning_rate=0.5
+    )
+    state, info = jp.run(attack, KEY, data, num_steps=selection.num_steps(3, every=4, epochs=1))
+    rounds = np.asarray(info.held_out)[4::5]
+    np.testing.assert_allclose(np.asarray(info.best)[4::5], np.minimum.accumulate(rounds))
+    assert int(state.attack.opt_state[0].count) == 12
+    chex.assert_trees_all_equal(attack.generator(state), state.best.theta)

@@ -134,6 +134,7 @@ def test_both_forms_train_the_same_generator(batch_norm):
         jp.attacks.deepconfuse(
             oracles.smooth_victim(), oracles.smooth_generator(batch_norm=batch_norm), eps=EPS,
             trial_steps=STEPS, batch_size=3, learning_rate=RATE, generator_rate=0.05, form=form,
+            select_every=0,
         )
         for form in ("memory", "trajectory")
     ]  # fmt: skip

@@ -4,8 +4,10 @@ max_xi  sum CE(f(x; phi*(xi)), y),   phi*(xi) = argmin_phi sum CE(f(clip(x + eps
 
 or, label-specific, min_xi sum CE(f(x; phi*(xi)), eta(y)). Threat model: training images may change
 within eps (L-infinity), labels stay; the architecture of a surrogate is chosen, victims may differ.
-Differs from the released code: passes have no partial batch; poisons are made once, in eval mode,
-before any augmentation (for its own protocol see `victims.poisoned_online`).
+Differs from the released code: passes have no partial batch; the best generator is the best on a
+held-out slice of the training set, not on the test set; poisons are made once, in eval mode, before
+any augmentation (its own protocol is `victims.poisoned_online`), and rounded to grey levels in the
+poison folder (`domain="float"` keeps them as they are).
 """
 
 import dataclasses
@@ -19,10 +21,11 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.selection import keep_best, num_steps
 from jaxpoison.hypergrad import frozen, generator_game, minibatches, trajectory
 from jaxpoison.perturb import generator, moving
 from jaxpoison.types import Attack, Generator, InputError, Victim
-from jaxpoison.victims import learner
+from jaxpoison.victims import Recipe, learner, training
 
 __all__ = ["CIFAR10", "IMAGENET2", "MNIST", "Preset", "deepconfuse"]
 
@@ -56,7 +59,14 @@ class Preset:
             "learning_rate": self.learning_rate,
             "generator_rate": self.generator_rate,
             "tx": optax.amsgrad if self.amsgrad else optax.adam,
+            "select_epochs": self.passes,
         }
+
+    def num_steps(self, num_train: int, trials: int | None = None) -> int:
+        """Steps to run for so many trials, None for T, each followed by its monitor."""
+        every = self.options(num_train)["trial_steps"]
+        trials = self.trials if trials is None else trials
+        return num_steps(trials, every=every, epochs=self.passes)
 
 
 MNIST = Preset(eps=0.3, batch_size=64, passes=1, trials=500)
@@ -79,14 +89,22 @@ def deepconfuse(
     tx: Callable[..., optax.GradientTransformation] = optax.adam,
     generator_train_fraction: float = 1.0,
     form: Literal["memory", "trajectory"] = "memory",
+    select_every: int = 1,
+    select_epochs: int = 1,
+    holdout: float = 0.1,
 ) -> Attack:
     """A generator trained against a surrogate that starts anew every trial; a step = a mini-batch.
 
     Trial: a fresh surrogate, and a frozen copy of the generator whose poison it learns from by SGD.
     Each step the learning generator moves by the gradient of the clean loss after one pseudo-step
-    of the surrogate; its optimizer's state lives on over trials. Run trials * trial_steps steps.
-    With `scenario.index` a part of the rows, the generator is trained on these rows and poisons
-    these alone.
+    of the surrogate; its optimizer's state lives on over trials. With `scenario.index` a part of
+    the rows, the generator is trained on these rows and poisons these alone.
+
+    After every `select_every` trials a fresh surrogate learns the released poison for
+    `select_epochs` epochs (SGD a_f, batches of B), and the generator is kept whose victim reads
+    clean held-out rows worst, or most often as eta(y); see `keep_best`. So run
+    `selection.num_steps(rounds, every=select_every * trial_steps, epochs=select_epochs)` steps;
+    without selection trials * trial_steps.
 
     Args:
       victim: the surrogate network; BatchNorm on its logits (`models.mlp`, the LeNets) keeps the
@@ -103,10 +121,13 @@ def deepconfuse(
       generator_train_fraction: share of the rows that may change from which the generator learns.
       form: "memory" (Algorithm 2) or "trajectory" (Algorithm 1, which records a whole trial: I
         copies of the surrogate in memory); see `hypergrad.frozen` and `hypergrad.trajectory`.
+      select_every: trials of one round of selection; 0 for none: the last generator counts.
+      select_epochs: of its victim; the paper has as many as a trial has passes.
+      holdout: share of the training rows that judge it.
 
     Returns: an Attack; `outer_loss` is minus the clean loss at the pseudo-step, label-specific the
-      clean loss toward eta(y). Its `generator` is the one in training, `poison` uses it in eval
-      mode.
+      clean loss toward eta(y). `poison` uses the kept generator in eval mode, and `generator` gives
+      its variables.
     Raises: InputError for a bad value, named; on tracing, for a label map that does not fit the
       victim's classes, or a batch larger than the rows that take part.
     Source: Feng et al. 2019, eq. 4 to 6, Algorithms 1 and 2; constants of the released code
@@ -114,6 +135,8 @@ def deepconfuse(
     """
     check.positive(learning_rate=learning_rate, generator_rate=generator_rate)
     check.number(above=0, most=1, generator_train_fraction=generator_train_fraction)
+    check.at_least(0, select_every=select_every)
+    check.at_least(1, select_epochs=select_epochs)
     check.one_of(("memory", "trajectory"), form=form)
     space = generator(network, eps=eps)
     model = learner(victim, optax.sgd(learning_rate))
@@ -125,7 +148,18 @@ def deepconfuse(
     else:
         estimator = trajectory(game, space, **trial, **batches)
     attack = bilevel(space, estimator, moving(tx(generator_rate)))
-    return attack._replace(generator=operator.attrgetter("theta"))
+    attack = attack._replace(generator=operator.attrgetter("theta"))
+    if not select_every:
+        return attack
+    recipe = Recipe(select_epochs, batch_size, learning_rate, drop_last=True)
+    return keep_best(
+        attack,
+        training(model, recipe),
+        every=select_every * trial_steps,
+        epochs=select_epochs,
+        holdout=holdout,
+        label_map=label_map,
+    )
 
 
 def _payoff(label_map):
