@@ -156,9 +156,11 @@ class Poisons:
                 np.asarray(parent.dataset.image),
                 np.flatnonzero(parent.mask),
             )
+            label = np.array(scenario.train.label)
+            label[rows] = np.asarray(parent.dataset.label)[rows]
             poisoned.write(
                 path,
-                poisoned=Dataset(jnp.asarray(image), parent.dataset.label),
+                poisoned=Dataset(jnp.asarray(image), jnp.asarray(label)),
                 clean=scenario.train,
                 index=rows,
                 attack=arm,

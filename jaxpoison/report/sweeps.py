@@ -27,9 +27,9 @@ def sweep(
 
     With F(eps) = arm(attacks.deepconfuse, ..., eps=eps, budget=Budget("linf", eps)) the call
     sweep("deepconfuse", F, "eps", (0.05, 0.1, 0.2)) is figure 4 of Feng et al. 2019; likewise over
-    "train_fraction". An arm of the plain name, where there is one, belongs to the sweep too, at the
-    value that its settings have, and so does the clean set at eps = 0. (What a share of one poison
-    does is asked without crafting again: `shares`.)
+    "generator_train_fraction". An arm of the plain name, where there is one, belongs to the sweep
+    too, at the value that its settings have, and so does the clean set at eps = 0. (What a share of
+    one poison does is asked without crafting again: `shares`.)
 
     Args:
       of: name of what is varied.

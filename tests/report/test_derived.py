@@ -1,11 +1,14 @@
 """Shares of a poison and its noise on other images, counted and found again on stored arrays."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxpoison as jp
 from jaxpoison.report import StudyConfig, control, main_job, permuted, shares, stored
-from jaxpoison.types import InputError
+from jaxpoison.report.probes import everything
+from jaxpoison.types import Dataset, InputError
 from jaxpoison.victims import recipes
 from tests.report import small_job
 
@@ -96,18 +99,17 @@ def test_a_poison_stored_before_is_mixed_alike(finished, tmp_path):
     assert mixed.manifest.extra["poison"] == read(runs, NOISE).manifest.files
 
 
-def test_uniform_noise_is_a_control_of_its_own(tmp_path):
+def test_uniform_noise_is_a_control_of_its_own():
     both = control(BUDGET) | control(BUDGET, distribution="uniform")
     assert list(both) == [NOISE, f"{NOISE}-uniform"]
-    run(tmp_path, both)
-    clean = np.asarray(small_job.split().train.image).astype(int)
-    sizes = {}
-    for name in both:
-        poison = read(tmp_path, name)
-        inside = (clean > 30) & (clean < 225) & poison.mask[:, None, None, None]
-        sizes[name] = np.abs(np.asarray(poison.dataset.image) - clean)[inside]
-    assert (sizes[NOISE] == 25).all() and sizes[f"{NOISE}-uniform"].max() <= 25
-    assert abs(sizes[f"{NOISE}-uniform"].mean() / 25.5 - 0.5) < 0.05
+    grey = Dataset(jnp.full((48, *small_job.SHAPE), 128, jnp.uint8), jnp.zeros(48, jnp.int32))
+    sizes = []
+    for one in both.values():
+        poison = one.attack.poison(one.attack.init(jax.random.key(0), everything(grey)),
+                                   everything(grey))  # fmt: skip
+        sizes.append(np.abs(np.asarray(poison.image) - 128 / 255) / small_job.EPS)
+    np.testing.assert_allclose(sizes[0], 1, rtol=1e-5)
+    assert sizes[1].max() <= 1 + 1e-5 and abs(sizes[1].mean() - 0.5) < 0.02
 
 
 def test_bad_derivations_end_before_work(tmp_path):
@@ -129,3 +131,18 @@ def test_bad_derivations_end_before_work(tmp_path):
             shares(NOISE, values, expect="-")
     with pytest.raises(InputError, match="distribution = 'normal'; allowed are None, uniform"):
         control(BUDGET, distribution="normal")
+
+
+def test_rows_that_become_clean_again_have_their_own_labels(tmp_path):
+    train = small_job.split().train
+    flipped = train._replace(label=(train.label + 1) % small_job.CLASSES)
+    jp.data.poisoned.write(
+        tmp_path / "flip", poisoned=flipped, clean=train, index=range(48), attack="flip",
+        settings={}, norm="linf", eps=0.1, source={"name": "blobs"}, labels_changed=True,
+    )  # fmt: skip
+    taken = {"flip": stored(tmp_path / "flip", "-")} | shares("flip", (0.25,), expect="-")
+    run(tmp_path, taken, share=1.0)
+    mixed = read(tmp_path, "flip@0.25")
+    other = np.asarray(mixed.dataset.label) != np.asarray(train.label)
+    np.testing.assert_array_equal(other, mixed.mask)
+    assert other.sum() == 12

@@ -176,12 +176,6 @@ def test_restarts_poison_held_out_images_by_the_best(tmp_path):
     assert probes["poisoned-test"]["mean"] == pytest.approx(expected)
 
 
-def test_without_probes_nothing_is_added(tmp_path):
-    record = run(tmp_path, probes=(), arms=control(BUDGET), main="random-noise")
-    assert "probes" not in record["config"]
-    assert not any({"probes", "success_rate"} & entry.keys() for entry in record["arms"].values())
-
-
 def test_a_stored_poison_keeps_its_map_and_the_noise_of_its_rows(finished, tmp_path):
     runs, record = finished
     folder = tmp_path / "waves"

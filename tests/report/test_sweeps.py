@@ -72,8 +72,8 @@ def test_the_ends_of_a_sweep_are_arms_that_are_there_anyway():
     value = record(
         arms={"clean": entry([0.9]), "tap": entry([0.2])}
         | swept(of="tap", option="share", values=(0.5, 0.8), rates=(0.8, 0.7))
-        | swept(of="tap", option="train_fraction", values=(0.25,), rates=(0.3,)),
-        config={"attacks": {"tap": {"train_fraction": 1.0}}},
+        | swept(of="tap", option="generator_train_fraction", values=(0.25,), rates=(0.3,)),
+        config={"attacks": {"tap": {"generator_train_fraction": 1.0}}},
     )
     share, fraction = sweeps.read(value)
     assert [x for x, _ in share.points] == [0.0, 0.5, 0.8, 1.0]
@@ -81,7 +81,7 @@ def test_the_ends_of_a_sweep_are_arms_that_are_there_anyway():
     assert share.points[-1][1] is value["arms"]["tap"] is fraction.points[-1][1]
     assert [x for x, _ in fraction.points] == [0.25, 1.0]
     assert not sweeps.is_log([share]) and not sweeps.is_log([fraction])
-    wide = swept(option="train_fraction", values=(0.01, 0.1, 1.0), rates=(0.3, 0.2, 0.1))
+    wide = swept(option="generator_train_fraction", values=(0.01, 0.1, 1.0), rates=(0.3, 0.2, 0.1))
     assert sweeps.is_log(sweeps.read(record(arms=wide)))
     assert list(shares("tap", (0.5,), expect="-").values())[0].sweep.option == "share"
 
