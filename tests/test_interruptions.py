@@ -12,10 +12,11 @@ import chex
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops
-from tests.test_loops import go, one_line, walk
+from tests.test_loops import KEY, go, one_line, walk
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_run_can_go_on(tmp_path, monkeypatch):
@@ -197,3 +198,47 @@ def test_handlers_from_before_act_and_come_back(tmp_path, monkeypatch, capsys, n
     assert f"stopped by {signal.Signals(number).name} after step 3" in capsys.readouterr().err
     assert int(state["t"]) == 3 and info.outer_loss.shape == (3,)
     assert checkpoint.valid_steps(tmp_path / "checkpoints") == [3]
+
+
+def test_a_watched_generator_stopped_inside_two_of_its_judgments_ends_the_same(
+    tmp_path, monkeypatch
+):
+    """Rounds of two steps and two epochs of the monitor; SIGTERM after its first, twice."""
+    shape, steps = (4, 4, 1), 12
+    network = jp.models.create_generator("mlp_generator", shape, hidden=(6,))
+    attack = jp.attacks.deepconfuse(
+        jp.models.mlp(shape, 3, hidden=(5,)), network, eps=0.3, trial_steps=2, batch_size=6,
+        generator_rate=0.05, select_epochs=2, holdout=0.25,
+    )  # fmt: skip
+    attack = jp.over_devices(attack, jp.device_mesh(2), 2)
+    train = jp.data.synthetic.blobs(jax.random.key(1), 16, 3, shape)
+    data = jp.Scenario(train, train, np.arange(16, dtype=np.int32))
+    monkeypatch.setattr(loops, "CHUNK_SECONDS", 0.0)
+    chunk, stops = loops._chunk, []
+
+    def interrupted(*args):
+        if int(args[5]) in stops:
+            stops.remove(int(args[5]))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return chunk(*args)
+
+    def run(folder):
+        options = {"num_steps": steps, "directory": folder, "console": Console(quiet=True)}
+        return jp.run_chunks(attack, KEY, data, **options)[:2]
+
+    monkeypatch.setattr(loops, "_chunk", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        whole = run(tmp_path / "whole")
+        for stop in (3, 7):
+            stops.append(stop)
+            state, _ = run(tmp_path / "stopped")
+            assert state.phase.tolist() == [3, 3]  # one epoch of two is done
+            assert checkpoint.valid_steps(tmp_path / "stopped" / "checkpoints")[-1] == stop
+        ended = run(tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    chex.assert_trees_all_equal(ended, whole)
+    one, two = (tmp_path / name / "metrics.jsonl" for name in ("whole", "stopped"))
+    assert one.read_bytes() == two.read_bytes()
+    assert whole[1].best.shape == (steps, 2) and whole[1].held_out[3].max() <= 1
