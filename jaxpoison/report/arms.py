@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from jaxpoison import attacks, check, over
 from jaxpoison.data import poisoned
+from jaxpoison.data.rounding import ROUNDINGS, promised
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Attack, Generator, InputError
 
@@ -46,6 +47,7 @@ class Arm(NamedTuple):
         label_map[y].
       network: the network of an attack that trains a generator.
       sweep: its place in a sweep.
+      rounding: how its images are stored: to grey levels as in `poisoned.write`, or "none".
     """
 
     attack: Attack
@@ -56,6 +58,7 @@ class Arm(NamedTuple):
     label_map: tuple[int, ...] | None = None
     network: Generator | None = None
     sweep: Point | None = None
+    rounding: str = "nearest"
 
     @property
     def trains_generator(self) -> bool:
@@ -100,6 +103,7 @@ def arm(
     budget: Budget,
     expect: str,
     restarts: int = 1,
+    rounding: str = "nearest",
     **options: Any,
 ) -> Arm:
     """The arm of `factory(*parts, **options)`; its settings are all options, defaults included.
@@ -115,6 +119,8 @@ def arm(
       budget: what the stored images keep.
       expect: one line for the reader.
       restarts: independent runs, of which the one of the lowest loss is stored.
+      rounding: how images are stored: to grey levels as in `poisoned.write`, or "none": floats, as
+        some papers train on; "cast" goes beyond the budget by one level, as published code does.
       **options: its keyword arguments.
 
     Raises: InputError for an attack that trains a generator, and has not one network for it or
@@ -130,11 +136,16 @@ def arm(
     attack = factory(*parts, **options)
     network = None if attack.generator is None else _network(bound.arguments, budget)
     check.at_least(1, restarts=restarts)
+    check.one_of((*ROUNDINGS, "none"), rounding=rounding)
+    if rounding != "nearest":
+        if rounding != "none":
+            promised(budget.norm, budget.eps, rounding)
+        settings |= {"rounding": rounding}
     if restarts > 1:
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
     wanted = bound.arguments.get("label_map")
     label_map = None if wanted is None else tuple(int(label) for label in wanted)
-    return Arm(attack, num_steps, budget, expect, settings, label_map, network)
+    return Arm(attack, num_steps, budget, expect, settings, label_map, network, rounding=rounding)
 
 
 def control(

@@ -34,7 +34,7 @@ def grid(
     Args:
       path: file to write.
       clean: uint8 images, N >= 1; the first `columns` are drawn.
-      poisoned: by arm, uint8 images in the same order.
+      poisoned: by arm, the same rows in grey levels, uint8 or float.
       columns: images a row.
     """
     columns = min(columns, len(clean))

@@ -173,17 +173,25 @@ class _Sets:
 
     def make(self, name: str, s: int) -> Dataset:
         """The stored training set (uint8), crafted, derived or adopted; verified."""
-        one, parent, poisons = self._arms[name], self.parent(name), self._study.poisons
-        label, budget = self.names(name)[s], parent.budget
+        one, poisons, label = self._arms[name], self._study.poisons, self.names(name)[s]
+        scenario, source = self._scenario, self._source
         if isinstance(one, Stored):
-            return poisons.adopt(name, one.path, self._scenario, budget)
-        common = {"budget": budget, "source": self._source}
+            return poisons.adopt(name, one.path, scenario)
         if isinstance(one, Derived):
             of, key = self.names(one.of)[s], jax.random.fold_in(self._derive_key, s)
-            return poisons.derive(label, one, of, key, self._scenario, **common)
-        settings = {"num_steps": one.num_steps, "settings": one.settings, "network": one.network}
-        key = jax.random.fold_in(self._attack_key, s)
-        return poisons.craft(label, one.attack, key, self._scenario, **settings, **common)
+            return poisons.derive(label, one, of, key, scenario, source=source)
+        return poisons.craft(
+            label,
+            one.attack,
+            jax.random.fold_in(self._attack_key, s),
+            scenario,
+            num_steps=one.num_steps,
+            budget=one.budget,
+            source=source,
+            settings=one.settings,
+            network=one.network,
+            rounding=one.rounding,
+        )
 
     def probes(self, name: str, s: int, dataset: Dataset) -> dict[str, Dataset]:
         """The further sets that this arm has, in the order of the settings."""
@@ -213,6 +221,7 @@ class _Sets:
                 self._test,
                 num_steps=one.num_steps,
                 budget=one.budget,
+                rounding=one.rounding,
             )
         return self._held_out[label]
 

@@ -61,6 +61,7 @@ class Poisons:
         source: dict[str, Any],
         settings: dict[str, Any] | None = None,
         network: Generator | None = None,
+        rounding: str = "nearest",
     ) -> Dataset:
         """Run an attack, write its poison folder, verify it, and read it back.
 
@@ -76,8 +77,9 @@ class Poisons:
           source: where the training set came from: {name, split, data_dir}, as `data.load` takes.
           settings: the attack's settings, for the manifest.
           network: the generator's, of an attack that trains one (`Attack.generator`).
+          rounding: as in `poisoned.write`, or "none": float images.
 
-        Returns: the stored training set (uint8), as victims will see it.
+        Returns: the stored training set (uint8, or float32 if not rounded), as victims will see it.
         Raises: InputError if the stored poison breaks its budget, or the network is not the one
           that the attack trained.
         """
@@ -114,11 +116,13 @@ class Poisons:
                     source=source,
                     key=key,
                     wall_time_s=seconds.compile + seconds.steps,
+                    domain="float" if rounding == "none" else "uint8",
+                    rounding="nearest" if rounding == "none" else rounding,
                 )
 
             hosts.first(write)
             self._work.note(f"write {arm}", time.perf_counter() - began)
-        return self.adopt(arm, path, scenario, budget)
+        return self.adopt(arm, path, scenario)
 
     def generator(self, arm: str) -> pathlib.Path:
         """Where the trained generator of an arm is kept, for `attacks.load_generator`."""
@@ -132,7 +136,6 @@ class Poisons:
         key: Key,
         scenario: Scenario,
         *,
-        budget: Budget,
         source: dict[str, Any],
     ) -> Dataset:
         """Write the poison folder of an arm that is made of another one's; then as `craft`.
@@ -143,7 +146,6 @@ class Poisons:
           of: the arm of this run whose stored images it is made of.
           key: of its rows.
           scenario: as in `craft`.
-          budget: what both folders promise.
           source: as in `craft`.
         """
         path = self._work.folder / "poison" / arm
@@ -165,8 +167,8 @@ class Poisons:
                 index=rows,
                 attack=arm,
                 settings=self._settings | one.settings,
-                norm=budget.norm,
-                eps=budget.eps,
+                norm=parent.manifest.norm,
+                eps=parent.manifest.eps,
                 source=source,
                 key=key,
                 extra={"poison": parent.manifest.files},
@@ -177,7 +179,7 @@ class Poisons:
             began = time.perf_counter()
             hosts.first(write)
             self._work.note(f"write {arm}", time.perf_counter() - began)
-        return self.adopt(arm, path, scenario, budget)
+        return self.adopt(arm, path, scenario)
 
     def held_out(
         self,
@@ -189,6 +191,7 @@ class Poisons:
         *,
         num_steps: int,
         budget: Budget,
+        rounding: str = "nearest",
     ) -> Dataset:
         """Images that a generator attack never saw, poisoned by what it trained.
 
@@ -200,24 +203,25 @@ class Poisons:
           clean: [N, H, W, C] of the same image shape.
           num_steps: as there.
           budget: as there.
+          rounding: as there.
 
-        Returns: all N rows as a release of them would be stored: grey levels rounded inside the
-          budget; of a float set the floats.
+        Returns: all N rows as a release of them would be stored: grey levels; of a float set, or
+          not rounded, the floats.
         """
         attack, state, _ = self._run(arm, attack, key, scenario, num_steps)
         image = np.asarray(jax.device_get(_poison(attack, state, everything(clean)).image))
-        if clean.image.dtype == np.uint8:
-            image = to_uint8(image, np.asarray(clean.image), norm=budget.norm, eps=budget.eps)
+        if clean.image.dtype == np.uint8 and rounding != "none":
+            ball = {"norm": budget.norm, "eps": budget.eps, "rounding": rounding}
+            image = to_uint8(image, np.asarray(clean.image), **ball)
         return Dataset(jnp.asarray(image), clean.label)
 
-    def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario, budget: Budget) -> Dataset:
+    def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario) -> Dataset:
         """The training set of a poison folder that keeps its promises; notes how close it is.
 
         Args:
           arm: name of the arm.
           path: the folder, of this run or written elsewhere.
           scenario: as in `craft`.
-          budget: what the folder promises.
 
         Raises: InputError if it does not verify.
         """
@@ -230,17 +234,19 @@ class Poisons:
             raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
         self.rows[arm] = np.flatnonzero(stored.mask)
         close = similarity(scenario.train.image, stored.dataset.image)
+        manifest = report.manifest
         self.entries[arm] = {
-            "norm": budget.norm,
-            "eps": budget.eps,
-            "measured": report.manifest.measured["norm_max"],
+            "norm": manifest.norm,
+            "eps": manifest.eps,  # of a cast the budget and a grey level
+            "measured": manifest.measured["norm_max"],
             "psnr": close.psnr,
             "ssim": close.ssim,
         }
         if not self.images:
             self._shown = np.asarray(scenario.index)[:SHOWN]
             self.clean = np.asarray(scenario.train.image[self._shown])
-        self.images[arm] = np.asarray(stored.dataset.image[self._shown])
+        shown = np.asarray(stored.dataset.image[self._shown])
+        self.images[arm] = shown if shown.dtype == np.uint8 else 255 * shown
         self._work.note(f"verify {arm}", time.perf_counter() - began)
         return stored.dataset
 

@@ -85,6 +85,10 @@ def check_arms(arms: Mapping[str, Arm | Stored | Derived]) -> None:
             raise InputError(f"arm {name!r} is made of {one.of!r}; allowed are earlier: {allowed}")
         if not isinstance(one, Derived):
             earlier.add(name)
+            continue
+        parent = arms[one.of]
+        if isinstance(parent, Arm) and parent.rounding == "none":
+            raise InputError(f"arm {name!r} needs grey levels; {one.of!r} has rounding = 'none'")
 
 
 def rehearse(

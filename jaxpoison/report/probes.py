@@ -5,6 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpoison.data.verification import floats
 from jaxpoison.types import Dataset, Scenario
 
 __all__ = ["HELD_OUT", "PROBES", "Probe", "everything", "noise", "wanted"]
@@ -24,7 +25,7 @@ def noise(poisoned: Dataset, clean: Dataset, rows: np.ndarray | None = None) -> 
     """x_p - x of stored images as float32 in [-1, 1], with the labels of the clean images.
 
     Args:
-      poisoned: [N, H, W, C], uint8 grey levels or floats, as `clean`.
+      poisoned: [N, H, W, C], uint8 grey levels or floats.
       clean: the same rows.
       rows: [P] of them; None is all.
 
@@ -35,7 +36,7 @@ def noise(poisoned: Dataset, clean: Dataset, rows: np.ndarray | None = None) -> 
     if image.dtype == np.uint8:
         shift = (image.astype(np.int16) - source) / np.float32(255)
     else:
-        shift = image - source
+        shift = image - floats(source)
     return Dataset(jnp.asarray(shift, jnp.float32), jnp.asarray(clean.label)[chosen])
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from jaxpoison import attacks, data, perturb
 from jaxpoison.data.rounding import to_uint8
-from jaxpoison.report import Study, StudyConfig, arm
-from jaxpoison.types import InputError, Scenario
+from jaxpoison.report import Study, StudyConfig, arm, shares
+from jaxpoison.report.probes import noise
+from jaxpoison.types import Dataset, InputError, Scenario
 from tests.attacks import tiny_generator
 from tests.report import small_job
 
@@ -96,3 +97,48 @@ def test_an_arm_knows_the_one_network_that_its_attack_trains():
     ]:
         with pytest.raises(InputError, match=message):
             arm(factory, *parts, eps=EPS, budget=budget, expect="")
+
+
+def test_floats_and_a_cast_are_trained_on_and_judged_as_they_are_stored(tmp_path):
+    network, split = tiny_generator.network(SHAPE), small_job.split()
+
+    def stored_as(rounding):
+        one = {"eps": EPS, "budget": BUDGET, "expect": "", "rounding": rounding}
+        return arm(tiny_generator.untrained, network, **one)
+
+    arms = {"floats": stored_as("none"), "cast": stored_as("cast")}
+    made = arms | shares("cast", (0.5,), expect="")
+    probes = ("train-noise", "poisoned-test")
+    record = small_job.run(tmp_path, arms=made, probes=probes, victims=1)
+    folder = tmp_path / "small" / "default"
+    exact, cast, half = (data.poisoned.read(folder / "poison" / name) for name in made)
+    assert exact.manifest.domain == "float" and exact.manifest.rounding is None
+    trained = attacks.load_generator(folder / "craft" / "floats" / "generator", network=network)
+    rows = np.flatnonzero(exact.mask)
+    by_hand = attacks.poison_dataset(trained, split.train, index=rows).image
+    np.testing.assert_array_equal(exact.dataset.image, by_hand)
+    levels = np.floor(np.float32(255) * by_hand)[rows]
+    other = np.asarray(cast.dataset.image)[rows] != levels
+    assert cast.manifest.rounding == "cast" and other.mean() < 0.01  # pixels without any noise
+    grey = (split.train.image[rows] == cast.dataset.image[rows])[other]
+    assert grey.all() and half.manifest.eps == cast.manifest.eps == EPS + 1 / 255
+    assert record["arms"]["cast"]["poison"]["eps"] == EPS + 1 / 255
+    assert record["arms"]["floats"]["poison"]["eps"] == EPS
+    for name in made:
+        assert set(record["arms"][name]["probes"]) == set(probes)
+    with pytest.raises(InputError, match="^arm 'floats@0.5' needs grey levels; 'floats' has round"):
+        small_job.run(tmp_path, name="other", arms=arms | shares("floats", (0.5,), expect=""))
+    assert not (tmp_path / "small" / "other").exists()
+    for rounding, message in [
+        ("up", "^rounding = 'up'; allowed are nearest, truncate, cast, none$"),
+        ("cast", "^rounding = 'cast' keeps no l2 budget"),
+    ]:
+        l2 = perturb.Budget("l2", EPS)
+        with pytest.raises(InputError, match=message):
+            arm(attacks.random_noise, norm="l2", eps=EPS, budget=l2, expect="", rounding=rounding)
+
+
+def test_noise_of_floats_is_that_of_their_levels():
+    grey = Dataset(jnp.full((2, 8, 8, 1), 51, jnp.uint8), jnp.zeros(2, jnp.int32))
+    moved = Dataset(jnp.full((2, 8, 8, 1), 0.3, jnp.float32), grey.label)
+    np.testing.assert_allclose(noise(moved, grey, np.array([1])).image, 0.1, atol=1e-6)
