@@ -3,10 +3,18 @@
     python -m benchmarks [--repeats 12] [--smoke --out DIR]
 
 About eight minutes on two quiet cores, estimated. The order: steps, mappings, convolution forms,
-unrolling.
+steps of generator attacks, unrolling.
 """
 
-from benchmarks import bench_conv, bench_mapping, bench_step, bench_unroll, harness, tables
+from benchmarks import (
+    bench_conv,
+    bench_generator,
+    bench_mapping,
+    bench_step,
+    bench_unroll,
+    harness,
+    tables,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = harness.parser(__doc__).parse_args(arguments)
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
-    for benchmark in (bench_step, bench_mapping, bench_conv):
+    for benchmark in (bench_step, bench_mapping, bench_conv, bench_generator):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

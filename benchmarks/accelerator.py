@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks import harness, parts
+from benchmarks import harness, jobs, parts
 from jaxpoison import check
 from jaxpoison.types import InputError
 
@@ -54,6 +54,17 @@ PARTS: dict[str, Part] = {
     "bench_step": Part(parts.step, 7, "training and EM step against PyTorch"),
     "bench_mapping": Part(parts.mapping, 4, "seeds and arms: map, vmap, sequence"),
     "bench_unroll": Part(parts.unroll, 5, "memory of unrolled hypergradients against K"),
+    "generator_steps": Part(
+        parts.generator_steps, 7, "DeepConfuse and GUE steps against PyTorch; MFU, precisions"
+    ),
+    "generator_scaling": Part(
+        parts.generator_scaling, 8, "the same in bfloat16 against batch size and T"
+    ),
+    "gue_cifar10": Part(jobs.gue_cifar10, 30, "time to effect; goal 15 min of crafting"),
+    "deepconfuse_cifar10": Part(
+        jobs.deepconfuse_cifar10, 90, "time to effect; goal 60 min of crafting"
+    ),
+    "deepconfuse_mnist": Part(jobs.deepconfuse_mnist, 30, "time to effect"),
     "cifar10_one_pixel": Part(parts.experiment("cifar10_one_pixel"), 15, "paper scale", SSIM),
     "cifar10_lsp": Part(parts.experiment("cifar10_lsp"), 15, "paper scale", SSIM),
     "cifar10_error_minimizing": Part(
@@ -152,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("parts", nargs="*", metavar="PART", help="see --list")
     parser.add_argument("--list", action="store_true", help="the parts and their minutes")
     parser.add_argument(
-        "--data-dir", type=pathlib.Path, help="folder of cifar10-train.npz and cifar10-test.npz"
+        "--data-dir",
+        type=pathlib.Path,
+        help="folder of NAME-train.npz and NAME-test.npz, mostly of cifar10",
     )
     parser.add_argument(
         "--runs",

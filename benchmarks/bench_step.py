@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from benchmarks import harness, problems
 from jaxpoison.types import InputError
 
-__all__ = ["main", "measure"]
+__all__ = ["compare", "has_torch", "main", "measure", "running", "waited"]
 
 PIP = 'no torch: the baselines are left out; add them by pip install "jaxpoison[bench]"'
 
@@ -71,8 +71,26 @@ def measure(repeats: int, *, smoke: bool = False, only: str = "") -> dict[str, A
 
 def row(problem: problems.Problem, work: Any, precision: Precision, repeats: int) -> dict[str, Any]:
     """One line: ours and the baselines of that precision, the ratios ours / baseline first."""
-    ours, baseline = work(problem, precision)
-    costs = {"jaxpoison": ours.pop("cost")}
+    return {
+        "problem": problem.name,
+        "work": work.__doc__.splitlines()[0].rstrip("."),
+        "batch": problem.batch,
+        "precision": precision.name,
+        **compare(*work(problem, precision), precision, repeats),
+    }
+
+
+def compare(
+    ours: dict[str, Any], baseline: Any, precision: Precision, repeats: int
+) -> dict[str, Any]:
+    """Ours and the baselines in turns: the ratios, times, first losses and costs of a row.
+
+    Args:
+      ours: {"step", "cost"}, see `running`.
+      baseline: (settings of `steps.Baseline`) -> its step.
+      precision: whose baselines run.
+      repeats: timed rounds.
+    """
     runs = {"jaxpoison": ours["step"]}
     if has_torch():
         for how in precision.baselines:
@@ -81,15 +99,11 @@ def row(problem: problems.Problem, work: Any, precision: Precision, repeats: int
     times = harness.alternate(runs, repeats=repeats)
     names = list(runs)[1:]
     return {
-        "problem": problem.name,
-        "work": work.__doc__.splitlines()[0].rstrip("."),
-        "batch": problem.batch,
-        "precision": precision.name,
         "ratio": {n: harness.ratio(times["jaxpoison"], times[n]) for n in names},
         "cpu_ratio": {n: harness.ratio(times["jaxpoison"], times[n], "cpu_ms") for n in names},
         "times": times,
         "first_loss": losses,
-        "cost": costs,
+        "cost": {"jaxpoison": ours["cost"]},
     }
 
 
@@ -106,9 +120,9 @@ def training_step(problem: problems.Problem, precision: Precision) -> tuple[Any,
         from benchmarks.torch_baselines import steps
 
         running = steps.training(problem, start, batch, steps.Baseline(**how))
-        return functools.partial(_waited, running.step, steps.wait)
+        return functools.partial(waited, running.step, steps.wait)
 
-    return _ours(program, key, phi, batch), baseline
+    return running(program, key, phi, batch), baseline
 
 
 def em_step(problem: problems.Problem, precision: Precision) -> tuple[Any, Any]:
@@ -127,9 +141,9 @@ def em_step(problem: problems.Problem, precision: Precision) -> tuple[Any, Any]:
         from benchmarks.torch_baselines import steps
 
         running = steps.error_minimizing(problem, start, scenario, steps.Baseline(**how))
-        return functools.partial(_waited, lambda: running.step()[0], steps.wait)
+        return functools.partial(waited, lambda: running.step()[0], steps.wait)
 
-    return _ours(program, key, state, scenario), baseline
+    return running(program, key, state, scenario), baseline
 
 
 def has_torch() -> bool:
@@ -137,7 +151,7 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _ours(program: harness.Program, key: Any, state: Any, data: Any) -> dict[str, Any]:
+def running(program: harness.Program, key: Any, state: Any, data: Any) -> dict[str, Any]:
     """A step from where the last one ended; the state is donated."""
     held = [state]
 
@@ -149,7 +163,8 @@ def _ours(program: harness.Program, key: Any, state: Any, data: Any) -> dict[str
     return {"step": step, "cost": program.cost}
 
 
-def _waited(step: Any, wait: Any) -> Any:
+def waited(step: Any, wait: Any) -> Any:
+    """One step of a baseline and its end on the device; the loss."""
     loss = step()
     wait()
     return loss

@@ -19,7 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bench_mapping, bench_step, bench_unroll, harness, parity_check
+from benchmarks import (
+    bench_generator,
+    bench_mapping,
+    bench_step,
+    bench_unroll,
+    harness,
+    parity_check,
+)
 from jaxpoison import data, models, victims
 from jaxpoison.types import Dataset, InputError, Split, Victim
 
@@ -28,6 +35,9 @@ __all__ = [
     "deterministic_cost",
     "epoch_resnet18",
     "experiment",
+    "generator_scaling",
+    "generator_steps",
+    "keep_programs",
     "mapping",
     "parity",
     "step",
@@ -96,13 +106,13 @@ def experiment(name: str) -> Callable[[Options], dict[str, Any]]:
         module = importlib.import_module(f"experiments.{name}")
         settings = {"data_dir": options.data_dir, "runs": options.runs, "dtype": options.dtype}
         make = module.Config.smoke if options.smoke else module.Config
-        _keep_programs()
+        keep_programs()
         return module.main(make(**settings, victims=options.victims))
 
     return run
 
 
-def _keep_programs() -> None:
+def keep_programs() -> None:
     """A resumed experiment finds its programs: here compile time is not what is measured."""
     cache = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", "runs/compiled"))
     jax.config.update("jax_enable_compilation_cache", True)
@@ -187,6 +197,8 @@ def _of(measure: Callable[..., dict[str, Any]], timed: bool) -> Callable[..., di
 
 step, mapping = _of(bench_step.measure, True), _of(bench_mapping.measure, True)
 unroll = _of(bench_unroll.measure, False)
+generator_steps = _of(functools.partial(bench_generator.measure, part="steps"), True)
+generator_scaling = _of(functools.partial(bench_generator.measure, part="scaling"), True)
 
 
 if __name__ == "__main__":

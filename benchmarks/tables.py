@@ -136,6 +136,45 @@ def _unroll(record: dict[str, Any]) -> list[str]:
     return _ruled(rows)
 
 
+def _generator(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| problem, batch, precision | step | T | against | wall, ours / theirs "
+        "| CPU, ours / theirs | images/s, ours | theirs | MFU | compile, s | temp, MiB | theirs |"
+    ]
+    for row in record["rows"]:
+        cost, depth = row["cost"][OURS], row["inner_steps"]
+        what = f"{row['problem']}, {row['batch']}, {row['precision']} | {row['work']} | "
+        what += "-" if depth is None else f"{depth}"
+        mfu = "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
+        rates = row["images_per_s"]
+        tail = f"{mfu} | {cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {rates[OURS]:,.0f} | - | {tail} - |")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            both = f"{rates[OURS]:,.0f} | {rates[other]:,.0f}"
+            held = row["cost"][other]["temp_mib"]
+            scratch = "-" if held is None else f"{held:.0f}"
+            rows.append(f"| {what} | {other} | {ratios} | {both} | {tail} {scratch} |")
+    return _ruled(rows)
+
+
+def _effect(result: dict[str, Any]) -> list[str]:
+    """Seconds of crafting until each limit, and what the last poison does to confirming victims."""
+    goal = "-" if result["goal_s"] is None else f"{result['goal_s']:.0f} s"
+    rows = ["| clean test accuracy of a fresh victim | crafting until then | goal |"]
+    for limit, seconds in result["reached_s"].items():
+        reached = "not reached" if seconds is None else f"{seconds:.0f} s"
+        rows.append(f"| below {100 * float(limit):g} % | {reached} | {goal} |")
+    last = result["checks"][-1]
+    confirmed = [
+        f"{name} {', '.join(f'{100 * x:.2f}' for x in values)} %"
+        for name, values in result["confirmed"].items()
+    ]
+    line = f"After {last['steps']} steps, {last['craft_s']:.0f} s: {'; '.join(confirmed)}."
+    return [*_ruled(rows), "", line]
+
+
 def _epoch(result: dict[str, Any]) -> list[str]:
     rows = ["| precision | seconds an epoch | MFU | TFLOP/s | compile, s | temp, MiB |"]
     for name, row in result["precisions"].items():
@@ -173,6 +212,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "conv": _conv,
     "mapping": _mapping,
     "unroll": _unroll,
+    "generator": _generator,
 }
 OF_PARTS = {
     "epoch_resnet18": _epoch,
@@ -181,6 +221,11 @@ OF_PARTS = {
     "bench_step": _step,
     "bench_mapping": _mapping,
     "bench_unroll": _unroll,
+    "generator_steps": _generator,
+    "generator_scaling": _generator,
+    "gue_cifar10": _effect,
+    "deepconfuse_cifar10": _effect,
+    "deepconfuse_mnist": _effect,
 }
 TABLES |= {f"accelerator_{k}": lambda r, f=f: f(r["result"]) for k, f in OF_PARTS.items()}
 

@@ -18,7 +18,17 @@ from torch import nn
 from benchmarks import problems
 from benchmarks.torch_baselines.networks import load, network
 
-__all__ = ["Baseline", "PUBLISHED", "TUNED", "Running", "error_minimizing", "training"]
+__all__ = [
+    "Baseline",
+    "PUBLISHED",
+    "TUNED",
+    "Running",
+    "error_minimizing",
+    "precision",
+    "scratch_mib",
+    "training",
+    "wait",
+]
 
 
 class Baseline(NamedTuple):
@@ -90,14 +100,14 @@ def error_minimizing(problem: Any, variables: Any, scenario: Any, how: Baseline)
         for weight in weights:
             weight.requires_grad_(False)
         delta = noise[0].requires_grad_()
-        with _precision(how, clean.device):
+        with precision(how, clean.device):
             loss = F.cross_entropy(model(clean + delta).float(), label)
         if how.tuned:
             (gradient,) = torch.autograd.grad(loss, [delta])
         else:
             loss.backward()
             gradient = delta.grad
-        with torch.no_grad(), _precision(how, clean.device):
+        with torch.no_grad(), precision(how, clean.device):
             moved = delta - problems.STEP_SIZE * gradient.sign()
             moved = moved.clamp(-problems.EPS, problems.EPS)
             noise[0] = (clean + moved).clamp(0, 1) - clean
@@ -113,6 +123,19 @@ def wait() -> None:
     """Until the device has done what it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def scratch_mib(step: Callable[[], torch.Tensor]) -> float | None:
+    """MiB that one step takes at the most beside what is held already; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    step()
+    wait()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    wait()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
 
 
 def _setup(problem, variables, image, label, how):
@@ -133,7 +156,7 @@ def _updater(model, rule, how):
 
     def update(images, label):
         model.train()
-        with _precision(how, images.device):
+        with precision(how, images.device):
             loss = F.cross_entropy(model(images).float(), label)
         optimizer.zero_grad(set_to_none=True)
         if how.tuned:
@@ -150,7 +173,8 @@ def _updater(model, rule, how):
 
 
 @contextlib.contextmanager
-def _precision(how: Baseline, device: torch.device):
+def precision(how: Baseline, device: torch.device):
+    """The arithmetic of `how`."""
     torch.backends.cuda.matmul.allow_tf32 = how.tf32
     torch.backends.cudnn.allow_tf32 = how.tf32
     with torch.autocast(device.type, torch.bfloat16, enabled=how.autocast):
