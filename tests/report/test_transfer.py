@@ -4,13 +4,14 @@ import dataclasses
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 import jaxpoison as jp
-from jaxpoison.report import StudyConfig, Trainee, arm, control, stored, transfer_job
-from jaxpoison.types import InputError, Split, as_float
+from jaxpoison.report import Arm, StudyConfig, Trainee, arm, control, stored, transfer_job
+from jaxpoison.types import Dataset, InputError, Split, as_float
 from jaxpoison.victims import Classical, recipes
 from tests.report import small_job
 
@@ -147,6 +148,44 @@ def test_attack_keys_are_gathered_for_every_victim(tmp_path):
         entry = record["arms"][f"{victim}/random-noise"]
         assert len(entry["craft_seeds"]["values"]) == 2
         assert entry["craft_seeds"]["values"][0] == entry["final_accuracy"]["mean"]
+
+
+def test_one_network_by_several_recipes_beside_a_surrogate(tmp_path):
+    network = jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=())
+    plain = recipes.small(epochs=1, batch_size=16)
+    robust = dataclasses.replace(plain, adversarial="pgd", adversarial_eps=0.3, adversarial_steps=2)
+
+    def against(state, scenario):
+        kernel = scenario.aux.params["Dense_0"]["kernel"][:, 0].reshape(1, *small_job.SHAPE)
+        image = as_float(scenario.train.image) + small_job.EPS * jnp.sign(kernel)
+        return Dataset(jnp.clip(image, 0, 1), scenario.train.label)
+
+    knowing = jp.attacks.random_noise(eps=small_job.EPS)._replace(poison=against)
+    record = transfer_job(
+        "many",
+        StudyConfig(runs=tmp_path, victims=2),
+        victims={"mlp": Trainee(network, plain), "mlp-adversarial": Trainee(network, robust)},
+        split=small_job.split(),
+        source={"name": "blobs"},
+        arms={"knowing": Arm(knowing, 1, BUDGET, "-", {})},
+        main="knowing",
+        surrogate=Trainee(network, plain),
+        chunk=None,
+    )
+    assert (tmp_path / "many" / "default" / "craft" / "surrogate" / "metrics.jsonl").exists()
+    poison = np.load(tmp_path / "many" / "default" / "poison" / "knowing" / "images.npy")
+    shift = np.sign(poison.astype(int) - np.asarray(small_job.split().train.image))
+    assert (shift.max(axis=0) - shift.min(axis=0) <= 1).all()  # one sign a pixel, or clipped
+    assert len(np.unique(shift)) == 3
+    networks = record["config"]["networks"]
+    assert networks["mlp"]["recipe"]["adversarial"] == "none"
+    assert networks["mlp-adversarial"]["recipe"]["adversarial_eps"] == 0.3
+    metrics = [
+        json.loads((tmp_path / "many/default/victims" / name / "knowing" / "metrics.jsonl")
+                   .read_text().splitlines()[0])["outer_loss"]
+        for name in networks
+    ]  # fmt: skip
+    assert metrics[1][0] > metrics[0][0] + 0.05  # its batches are harder to fit
 
 
 def test_no_victims_are_refused():
