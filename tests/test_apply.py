@@ -119,6 +119,7 @@ def test_images_it_never_saw_are_a_poison_folder_that_verifies(runs, here, capsy
         (["nothing", "digits"], "nothing has no trained generator; there is no such folder"),
         (["none/default", "digits"], "no trained generator; none of its arms trains one: em"),
         (["one", "digits"], "has no trained generator; did you mean {}/one/default?"),
+        (["one/default/craft/dc", "digits"], "did you mean {}/one/default/craft/dc/generator?"),
         ([".", "digits"], "has no trained generator; it is no run folder"),
         (["two/default", "digits"], "has trained generators of dc, gue; choose one as arm"),
         (["two/default", "digits", "--arm", "gu"], "arm = 'gu' has none; "),

@@ -138,9 +138,11 @@ def _hint(run: pathlib.Path) -> str:
     """The tail of a message: what is at `run` instead."""
     if not run.is_dir():
         return "; there is no such folder"
-    runs = sorted({str(path.parents[3]) for path in _cards(run, "*/craft")})
-    if runs:
-        return f"; did you mean {' or '.join(runs)}?"
+    near = {str(path.parents[3]) for path in _cards(run, "*/craft")}
+    if (run / GENERATOR / KIND.card).is_file():
+        near.add(str(run / GENERATOR))
+    if near:
+        return f"; did you mean {' or '.join(sorted(near))}?"
     arms = sorted(path.name for path in (run / "poison").glob("[!.]*"))
     return f"; none of its arms trains one: {', '.join(arms)}" if arms else "; it is no run folder"
 
