@@ -80,6 +80,7 @@ def selected(eps):
 
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
+GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
 ATTACKS = {  # name: (factory of eps, norm, eps)
     "random_noise": (lambda e: jp.attacks.random_noise(eps=e), "linf", 0.1),
     "random_noise_l2": (lambda e: jp.attacks.random_noise(eps=e, norm="l2"), "l2", 1.0),
@@ -101,9 +102,10 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
     "one_pixel": (
         lambda e: jp.attacks.one_pixel(num_classes=CLASSES, num_pixels=e), "l0", 2,
     ),
-    "gue": (
-        lambda e: jp.attacks.gue(
-            victim(), network(), eps=e, batch_size=5, inner_steps=2, norm_updates=12
+    "gue": (lambda e: jp.attacks.gue(victim(), network(), eps=e, **GUE), "linf", 0.1),
+    "gue_adv": (
+        lambda e: jp.attacks.gue_adv(
+            victim(), network(), eps=e, adversarial_steps=2, decay_steps=(2,), **GUE
         ),
         "linf", 0.1,
     ),

@@ -12,7 +12,7 @@ from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
-from jaxpoison.attacks.unlearnable.gue import gue
+from jaxpoison.attacks.unlearnable.gue import gue, gue_adv
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
@@ -26,6 +26,7 @@ __all__ = [
     "error_maximizing",
     "error_minimizing",
     "gue",
+    "gue_adv",
     "keep_best",
     "load_generator",
     "lsp",

@@ -1,5 +1,7 @@
 """GUE: the payoff against its definition, and what holds at every step of a short run."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxpoison as jp
-from jaxpoison.attacks.unlearnable.gue import payoff
+from jaxpoison.attacks.unlearnable.gue import GUE, GUE_ADV, payoff
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -42,9 +44,9 @@ def test_the_gradient_of_the_payoff_is_softmax_minus_the_lowest_wrong_class():
     np.testing.assert_allclose(gradient, jax.nn.softmax(z) - jnp.array([[0, 0, 0, 1]]), atol=1e-6)
 
 
-def small(**options):
-    settings = {"eps": 0.1, "batch_size": 4, "inner_steps": 3} | options
-    return jp.attacks.gue(oracles.smooth_victim(), oracles.smooth_generator(), **settings)
+def small(factory=jp.attacks.gue, **options):
+    settings = {"eps": 0.1, "batch_size": 4, "inner_steps": 3, "select_every": 0} | options
+    return factory(oracles.smooth_victim(), oracles.smooth_generator(), **settings)
 
 
 def data():
@@ -77,6 +79,68 @@ def test_the_generator_poisons_images_it_never_saw():
     assert 0.05 < jnp.max(jnp.abs(attack.poison(state, unseen).image - other.image)) <= 0.1 + 1e-6
 
 
+def test_both_rates_of_gue_adv_fall_where_asked():
+    """With momentum and weight decay off, a fall shows at once in the size of the moves."""
+
+    def moves(decay_steps):
+        attack = small(
+            jp.attacks.gue_adv, decay_steps=decay_steps, momentum=0.0, weight_decay=0.0,
+            adversarial_steps=1, inner_rate=0.1, generator_rate=10.0,
+        )  # fmt: skip
+        state = attack.init(KEY, data())
+        step, sizes = jax.jit(attack.step), []
+        for t in range(3):
+            old = state
+            state, info = step(jax.random.fold_in(KEY, t), state, data())
+            moved = (
+                jax.tree.map(jnp.subtract, part(state), part(old))
+                for part in (lambda s: s.theta.params, lambda s: s.phi.phi.follower.params)
+            )
+            sizes.append([float(jp.tree.norm(m)) for m in moved])
+        return np.array(sizes)
+
+    steady, falling = moves((9,)), moves((2,))
+    np.testing.assert_allclose(falling[:2], steady[:2], rtol=1e-6)
+    np.testing.assert_allclose(falling[2], 0.1 * steady[2], rtol=1e-2)
+
+
+def test_gue_adv_decays_weights_and_remembers_moves():
+    """The generator's first move is -rate (gradient + decay w); the second adds 0.9 of it."""
+    options = {"adversarial_steps": 1, "generator_rate": 0.5, "weight_decay": 0.2}
+    attack = small(jp.attacks.gue_adv, inner_steps=0, **options)  # no gradient
+    state = attack.init(KEY, data())
+    first, _ = jax.jit(attack.step)(KEY, state, data())
+    second, _ = jax.jit(attack.step)(KEY, first, data())
+    w, w1, w2 = (np.asarray(s.theta.params["w"]) for s in (state, first, second))
+    np.testing.assert_allclose(w1, w - 0.5 * 0.2 * w, rtol=1e-5)
+    np.testing.assert_allclose(w2, w1 - 0.5 * (0.2 * w1 + 0.9 * 0.2 * w), rtol=1e-4, atol=1e-6)
+
+
+def test_presets_are_the_scripts():
+    """50,000 rows are 195 whole batches; a round is 5 passes and 5 epochs."""
+    expected = {"eps": 8 / 255, "batch_size": 256, "select_every": 975, "select_epochs": 5}
+    assert GUE.options(50_000) == expected
+    assert GUE.num_steps(50_000) == 10 * (975 + 5) and GUE.num_steps(50_000, 10) == 2 * 980
+    assert GUE_ADV.options(50_000) == expected | {"decay_steps": (23_400, 27_300)}
+    assert GUE_ADV.num_steps(50_000) == 30 * 980
+    for factory, options in ((jp.attacks.gue, GUE), (jp.attacks.gue_adv, GUE_ADV)):
+        defaults = inspect.signature(inspect.unwrap(factory)).parameters
+        for name, value in options.options(50_000).items():
+            assert name == "eps" or defaults[name].default == value
+    with pytest.raises(jp.InputError, match="^num_train = 100; it must be at least 256$"):
+        GUE.options(100)
+
+
+@pytest.mark.parametrize("factory", [jp.attacks.gue, jp.attacks.gue_adv])
+def test_selection_is_on_by_default(factory):
+    attack = factory(oracles.smooth_victim(), oracles.smooth_generator(), eps=0.1, batch_size=2)
+    state = jax.eval_shape(attack.init, KEY, data())
+    info = jax.eval_shape(attack.step, KEY, state, data())[1]
+    assert {"gap", "multiplier", "held_out", "best"} < set(info._fields)
+    theta = jax.eval_shape(attack.generator, state)
+    assert jax.tree.structure(theta) == jax.tree.structure(state.attack.theta)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -84,6 +148,15 @@ def test_the_generator_poisons_images_it_never_saw():
         ({"batch_size": 0}, "batch_size = 0; it must be at least 1"),
         ({"inner_rate": 0.0}, "inner_rate = 0.0; it must be a finite number above 0"),
         ({"generator_rate": -1.0}, "generator_rate = -1.0; it must be a finite number above 0"),
+        ({"select_every": -1}, "select_every = -1; it must be at least 0"),
+        (
+            {"factory": jp.attacks.gue_adv, "momentum": 1.0},
+            "momentum = 1.0; it must be a number at least 0 and below 1",
+        ),
+        (
+            {"factory": jp.attacks.gue_adv, "decay_steps": (0,)},
+            "decay_steps = 0; it must be at least 1",
+        ),
         ({"follower_rate": 0.0}, "follower_rate = 0.0; it must be a finite number above 0"),
         (
             {"generator_train_fraction": 1.5},
