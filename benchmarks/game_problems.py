@@ -131,6 +131,7 @@ def attack(problem: GameProblem, victim: Victim, generator: Generator) -> tuple[
             inner_rate=problem.inner_rate,
             barrier=problem.eta,
             follower_rate=problem.surrogate_rate,
+            select_every=0,
             **common,
         )
     return made, scenario(problem)

@@ -82,7 +82,11 @@ def gue_cifar10(options: parts.Options) -> dict[str, Any]:
     split, victim = _start(options, "cifar10", "resnet18")
     watch, passes = (TINY, 1) if options.smoke else (recipes.gue_monitor(), 5)
     attack = attacks.gue(
-        victim, _generator(options, split, "unet"), eps=8 / 255, batch_size=watch.batch_size
+        victim,
+        _generator(options, split, "unet"),
+        eps=8 / 255,
+        batch_size=watch.batch_size,
+        select_every=0,
     )
     every = passes * (len(split.train.label) // watch.batch_size)
     job = effect.Job(
