@@ -26,7 +26,7 @@ from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.attacks.selection import keep_best, num_steps
 from jaxpoison.hypergrad import generator_game, minibatches, value_function
 from jaxpoison.types import Attack, Generator, Hypergrad, Victim
-from jaxpoison.victims import Recipe, learner, trades_learner, training
+from jaxpoison.victims import Recipe, learner, recipes, trades_learner, training
 from jaxpoison.victims.train import make_learner
 
 __all__ = ["GUE", "GUE_ADV", "Preset", "gue", "gue_adv", "payoff"]
@@ -155,7 +155,9 @@ def gue(
     batches = _batches(rule, batch_size, generator_train_fraction)
     space = perturb.generator(network, eps=eps)
     attack = _shown(bilevel(space, batches, perturb.moving(optax.sgd(generator_rate))))
-    monitor = _monitor(select_epochs, batch_size)
+    monitor = dataclasses.replace(
+        recipes.gue_monitor(epochs=select_epochs), batch_size=batch_size, drop_last=True
+    )
     return _selected(attack, victim, monitor, select_every, holdout)
 
 
@@ -242,9 +244,10 @@ def gue_adv(
     space = perturb.generator(network, eps=eps)
     attack = _shown(bilevel(space, batches, perturb.moving(generator_tx)))
     monitor = dataclasses.replace(
-        _monitor(select_epochs, batch_size),
-        adversarial="pgd",
+        recipes.gue_adversarial_monitor(epochs=select_epochs),
         adversarial_eps=adversarial_eps,
+        batch_size=batch_size,
+        drop_last=True,
         adversarial_step=adversarial_step,
         adversarial_steps=adversarial_steps,
     )
@@ -293,11 +296,6 @@ def _shown(attack: Attack) -> Attack:
         return state, GameInfo(*info, *state.phi.phi.last)
 
     return Attack(attack.init, step, attack.poison, generator=operator.attrgetter("theta"))
-
-
-def _monitor(select_epochs: int, batch_size: int) -> Recipe:
-    """How the victim that selects is trained; the released scripts agree on it."""
-    return Recipe(select_epochs, batch_size, 0.01, weight_decay=5e-4, drop_last=True)
 
 
 def _selected(
