@@ -2,8 +2,8 @@
 
     python -m benchmarks [--repeats 12] [--smoke --out DIR]
 
-About eight minutes on two quiet cores, estimated. The order: steps, mappings, convolution forms,
-steps of generator attacks, unrolling.
+About a quarter of an hour on two quiet cores, estimated. The order: steps, mappings, convolution
+forms, steps of generator attacks, unrolling.
 """
 
 from benchmarks import (

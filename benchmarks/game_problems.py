@@ -113,6 +113,7 @@ def attack(problem: GameProblem, victim: Victim, generator: Generator) -> tuple[
         "eps": problem.eps,
         "batch_size": problem.batch,
         "generator_rate": problem.generator_rate,
+        "select_every": 0,
     }
     if problem.method == "deepconfuse":
         made = attacks.deepconfuse(
@@ -120,7 +121,6 @@ def attack(problem: GameProblem, victim: Victim, generator: Generator) -> tuple[
             generator,
             trial_steps=TRIAL_STEPS,
             learning_rate=problem.surrogate_rate,
-            select_every=0,
             **common,
         )
     else:
@@ -131,7 +131,6 @@ def attack(problem: GameProblem, victim: Victim, generator: Generator) -> tuple[
             inner_rate=problem.inner_rate,
             barrier=problem.eta,
             follower_rate=problem.surrogate_rate,
-            select_every=0,
             **common,
         )
     return made, scenario(problem)

@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks import effect, parts
 from jaxpoison import attacks, data, models
-from jaxpoison.attacks.selection import monitor
 from jaxpoison.types import Attack, Dataset, InputError, Split, Victim
 from jaxpoison.victims import Recipe, recipes
 
@@ -80,19 +79,19 @@ def deepconfuse_cifar10(options: parts.Options) -> dict[str, Any]:
 def gue_cifar10(options: parts.Options) -> dict[str, Any]:
     """Eps 8/255, until a fresh ResNet-18 is below 20 %, then 12.76 +- 1.5 % (BridgePure)."""
     split, victim = _start(options, "cifar10", "resnet18")
-    watch, passes = (TINY, 1) if options.smoke else (recipes.gue_monitor(), 5)
-    attack = attacks.gue(
-        victim,
-        _generator(options, split, "unet"),
-        eps=8 / 255,
-        batch_size=watch.batch_size,
-        select_every=0,
-    )
-    every = passes * (len(split.train.label) // watch.batch_size)
+    batch_size, passes, epochs = (16, 1, 1) if options.smoke else (256, 5, 5)
+    every = passes * (len(split.train.label) // batch_size)
     job = effect.Job(
-        attack=attacks.keep_best(attack, monitor(victim, watch), every=every, epochs=watch.epochs),
+        attack=attacks.gue(
+            victim,
+            _generator(options, split, "unet"),
+            eps=8 / 255,
+            batch_size=batch_size,
+            select_every=every,
+            select_epochs=epochs,
+        ),
         eps=8 / 255,
-        turn=every + watch.epochs,
+        turn=every + epochs,
         turns=10,
         judges={
             "ResNet-18": effect.Judge(
