@@ -21,16 +21,23 @@ from jaxpoison.victims import Recipe, recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
+GENERATED = {
+    "fashion_mnist": ((28, 28, 1), 10),
+    "mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+}
+"""Shape and classes of the sets in whose place the smoke runs have generated images."""
 RATE = {"mean", "low", "high", "values"}
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Generated images in the place and shape of the first of Fashion-MNIST and CIFAR-10."""
+    """Generated images in the place and shape of the first of the real sets."""
     folder = tmp_path_factory.mktemp("npz")
-    for name, shape in {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.items():
+    for name, (shape, classes) in GENERATED.items():
         for seed, (split, num) in enumerate({"train": 200, "test": 100}.items()):
-            image, label = synthetic.blobs(jax.random.key(seed), num, 10, shape)
+            image, label = synthetic.blobs(jax.random.key(seed), num, classes, shape)
             np.savez(folder / f"{name}-{split}.npz", image=image, label=label)
     return folder
 
@@ -265,6 +272,30 @@ def test_the_transfer_shows_published_values_of_em_and_ops(monkeypatch, images):
     }
     ops = dict(published("one-pixel")[1:])
     assert [v for k, v in ops.items() if "pixel" in k] == [0.1145, 0.1556, 0.1276]
+
+
+@pytest.mark.parametrize(
+    ("name", "sets"),
+    [
+        (
+            "mnist_deepconfuse",
+            "random-noise deepconfuse deepconfuse@0.5 deepconfuse@0.6 deepconfuse@0.7 "
+            "deepconfuse@0.8 deepconfuse@0.9 eps=0.1 eps=0.15 eps=0.2 eps=0.25 deepconfuse-next",
+        ),
+        ("cifar10_deepconfuse", "random-noise deepconfuse"),
+    ],
+)
+def test_the_sets_of_a_generators_experiment(name, sets, monkeypatch, images):
+    module, seen = importlib.import_module(f"experiments.{name}"), {}
+    monkeypatch.setattr(module, "transfer_job", lambda *args, **options: seen.update(options))
+    few = {"train_images": 200, "test_images": 100, "batch_size": 64}
+    module.main(config := module.Config(data_dir=images, **few))
+    names = [arm.removeprefix("deepconfuse ") for arm in seen["arms"] if "noise eps" not in arm]
+    assert " ".join(names) == sets
+    main = seen["arms"][seen["main"]]
+    assert main.budget == Budget("linf", config.eps) and main.trains_generator
+    assert main.settings["eps"] == config.eps and main.network.name == config.generator
+    assert len(seen["victims"]) == len(config.networks + config.robust + config.classical)
 
 
 def settings_of(record, expected):

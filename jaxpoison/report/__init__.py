@@ -4,6 +4,8 @@ from jaxpoison.report.apply import Applied, apply_generator
 from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
 from jaxpoison.report.derived import Derived, permuted, shares
+from jaxpoison.report.generator_attacks import DeepConfuseConfig, GUEConfig
+from jaxpoison.report.generator_config import GeneratorConfig
 from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
 from jaxpoison.report.preparation import Trainee
@@ -15,7 +17,10 @@ from jaxpoison.report.sweeps import sweep
 __all__ = [
     "Applied",
     "Arm",
+    "DeepConfuseConfig",
     "Derived",
+    "GUEConfig",
+    "GeneratorConfig",
     "ImageConfig",
     "PaperConfig",
     "Point",

@@ -31,6 +31,7 @@ RECIPES = {
     "gue": recipes.gue,
     "gue_adversarial": recipes.gue_adversarial,
     "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
+    "deepconfuse_mnist": recipes.deepconfuse_mnist,
     "poisoning_benchmark": recipes.poisoning_benchmark,
     "witches_brew": recipes.witches_brew,
     "witches_brew_basic": recipes.witches_brew_basic,
@@ -39,7 +40,7 @@ RECIPES = {
     "small": recipes.small,
     "small_color": functools.partial(recipes.small, learning_rate=2e-3, batch_size=64),
 }
-"""How victims on color images may be trained, by name; each takes `epochs`. All are presets of that
+"""How victims may be trained, by name; each takes `epochs`. All are presets of that
 name but `small_color`, which is `small` with batches of 64 at rate 0.002."""
 
 
@@ -117,7 +118,7 @@ class PaperConfig(ImageConfig):
     scale: Literal["paper", "small"] = "paper"
     """Chooses all defaults: the paper's, or of a few minutes on two CPU cores (--scale small)."""
     recipe: str = "iss"
-    """How every victim is trained, a preset of `jaxpoison.victims.recipes` for color images, or
+    """How every victim is trained, a preset of `jaxpoison.victims.recipes` or
     small_color: its `small` with batches of 64 at rate 0.002."""
     epochs: int | None = None  # pyrefly: ignore[bad-override]
     """Of every victim; None is as many as the recipe has."""
