@@ -27,6 +27,7 @@ from jaxpoison.report import (
     permuted,
     published,
     shares,
+    sweep,
     transfer_job,
 )
 from jaxpoison.report.probes import Probe
@@ -102,6 +103,12 @@ def main(config: Config) -> dict:
             **settings | {"generator_rate": 1e-3} | options,
         )
 
+    def at_rate(rate):
+        return deepconfuse("1.4 at the paper's 0.0001", generator_rate=rate)
+
+    def at_radius(eps):
+        return deepconfuse("96.9 to 41.7 as eps grows", eps=eps, trials=config.sweep_trials)
+
     whole = deepconfuse("0.2: wrong on nearly every clean image")
     arms = control(linf) | control(linf, distribution="uniform") | {"deepconfuse": whole}
     arms |= permuted("deepconfuse", expect="96.2: noise of other images does nothing")
@@ -110,11 +117,10 @@ def main(config: Config) -> dict:
     for number in config.early:
         early = "87, 37, 2.5 after 1, 5, 20 trials"
         arms[f"trials-{number}"] = whole._replace(num_steps=number * one_pass, expect=early)
-    for rate in config.rates:
-        arms[f"rate-{rate:g}"] = deepconfuse("1.4 at the paper's 0.0001", generator_rate=rate)
-    for eps in config.sweep:
-        options = {"eps": eps, "trials": config.sweep_trials}
-        arms[f"eps-{eps:g}"] = deepconfuse("96.9 to 41.7 as eps grows", **options)
+    if config.rates:
+        arms |= sweep("deepconfuse", at_rate, "generator_rate", config.rates)
+    if config.sweep:
+        arms |= sweep("deepconfuse", at_radius, "eps", config.sweep)
     recipe = jp.victims.recipes.small(epochs=config.epochs)
     victims = {"mlp": Trainee(victim, recipe)}
     victims |= {f"sklearn.{name}": jp.victims.CLASSICAL[name] for name in config.classical}
