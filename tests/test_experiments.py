@@ -283,6 +283,9 @@ def test_the_transfer_shows_published_values_of_em_and_ops(monkeypatch, images):
             "deepconfuse@0.8 deepconfuse@0.9 eps=0.1 eps=0.15 eps=0.2 eps=0.25 deepconfuse-next",
         ),
         ("cifar10_deepconfuse", "random-noise deepconfuse"),
+        ("cifar10_gue", "random-noise gue"),
+        ("cifar100_gue", "random-noise gue"),
+        ("cifar10_gue_adv", "random-noise gue-adv"),
     ],
 )
 def test_the_sets_of_a_generators_experiment(name, sets, monkeypatch, images):
