@@ -129,6 +129,8 @@ def test_presets_are_the_scripts():
             assert name == "eps" or defaults[name].default == value
     with pytest.raises(jp.InputError, match="^num_train = 100; it must be at least 256$"):
         GUE.options(100)
+    with pytest.raises(jp.InputError, match="^passes = 7; it must be a multiple of 5$"):
+        GUE.num_steps(50_000, 7)
 
 
 @pytest.mark.parametrize("factory", [jp.attacks.gue, jp.attacks.gue_adv])
@@ -157,6 +159,19 @@ def test_selection_is_on_by_default(factory):
             {"factory": jp.attacks.gue_adv, "decay_steps": (0,)},
             "decay_steps = 0; it must be at least 1",
         ),
+        (
+            {"factory": jp.attacks.gue_adv, "decay_steps": (9, 9)},
+            "decay_steps = (9, 9); name each step once",
+        ),
+        (
+            {"factory": jp.attacks.gue_adv, "adversarial_eps": 4},
+            "adversarial_eps = 4; it must be a number at least 0 and at most 1",
+        ),
+        (
+            {"factory": jp.attacks.gue_adv, "adversarial_steps": 0},
+            "adversarial_steps = 0; it must be at least 1",
+        ),
+        ({"select_epochs": 0}, "select_epochs = 0; it must be at least 1"),
         ({"follower_rate": 0.0}, "follower_rate = 0.0; it must be a finite number above 0"),
         (
             {"generator_train_fraction": 1.5},

@@ -25,7 +25,7 @@ from jaxpoison import check, perturb
 from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.attacks.selection import keep_best, num_steps
 from jaxpoison.hypergrad import generator_game, minibatches, value_function
-from jaxpoison.types import Attack, Generator, Hypergrad, Victim
+from jaxpoison.types import Attack, Generator, Hypergrad, InputError, Victim
 from jaxpoison.victims import Recipe, learner, recipes, trades_learner, training
 from jaxpoison.victims.train import make_learner
 
@@ -62,8 +62,14 @@ class Preset:
         } | (decay if self.decay_passes else {})
 
     def num_steps(self, num_train: int, passes: int | None = None) -> int:
-        """Steps to run for so many passes, None for all, with their rounds of selection."""
+        """Steps to run for so many passes, None for all, with their rounds of selection.
+
+        Raises: InputError for passes that are no whole number of rounds.
+        """
         passes = self.passes if passes is None else passes
+        check.at_least(1, passes=passes)
+        if passes % self.select_passes:
+            raise InputError(f"passes = {passes}; it must be a multiple of {self.select_passes}")
         rounds, every = passes // self.select_passes, self.options(num_train)["select_every"]
         return num_steps(rounds, every=every, epochs=self.select_epochs)
 
@@ -149,6 +155,7 @@ def gue(
     Source: Liu et al. 2024, released code (gue.py); the numbers are those of its README (`GUE`).
     """
     check.positive(generator_rate=generator_rate, follower_rate=follower_rate)
+    check.at_least(1, select_epochs=select_epochs)
     follower_tx = optax.sgd(follower_rate)
     game = generator_game(learner(victim, follower_tx), network, eps=eps, payoff=payoff)
     rule = _descent(game, follower_tx, inner_steps, inner_rate, barrier, norm_updates)
@@ -221,9 +228,15 @@ def gue_adv(
     """
     check.positive(generator_rate=generator_rate, follower_rate=follower_rate)
     check.number(least=0, below=1, momentum=momentum)
-    check.number(least=0, weight_decay=weight_decay)
+    check.number(least=0, weight_decay=weight_decay, adversarial_beta=adversarial_beta)
+    check.fraction(adversarial_eps=adversarial_eps)
+    check.at_least(1, adversarial_steps=adversarial_steps, select_epochs=select_epochs)
+    if adversarial_step is not None:
+        check.positive(adversarial_step=adversarial_step)
     for step in decay_steps:
         check.at_least(1, decay_steps=step)
+    if len(set(decay_steps)) < len(decay_steps):
+        raise InputError(f"decay_steps = {tuple(decay_steps)}; name each step once")
     falls = {int(step): 0.1 for step in decay_steps}
     follower_tx = optax.sgd(optax.piecewise_constant_schedule(follower_rate, falls))
     generator_tx = optax.chain(
