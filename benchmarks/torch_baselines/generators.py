@@ -24,10 +24,10 @@ class MLPGenerator(nn.Module):
         self.shape, self.depth = image_shape, len(hidden)
         inputs = outputs = math.prod(image_shape)
         for i, width in enumerate(hidden):
-            setattr(self, f"Dense_{i}", nn.Linear(inputs, width))
+            setattr(self, f"Dense_{i}", nn.Linear(inputs, width, bias=False))
             setattr(self, f"BatchNorm_{i}", nn.BatchNorm1d(width))
             inputs = width
-        setattr(self, f"Dense_{self.depth}", nn.Linear(inputs, outputs))
+        setattr(self, f"Dense_{self.depth}", nn.Linear(inputs, outputs, bias=False))
         self.norm_last = nn.BatchNorm1d(outputs)
 
     def forward(self, x):

@@ -142,7 +142,7 @@ def logits(
 ) -> Float[Array, "n l"]:
     """Z = X W + b, the last layer: x and W rounded to `dtype`, sums and z at least float32.
 
-    Options: `zero_bias` (False), `kernel_init` (uniform +-1/sqrt(D)), `name`. Init of b: uniform
+    Options: `use_bias` (True), `zero_bias` (False), `kernel_init` (uniform +-1/sqrt(D)), `name`. Init of b: uniform
     +-1/sqrt(D) unless `zero_bias`.
     """
     product = functools.partial(lax.dot_general, preferred_element_type=_wide(dtype))
@@ -238,6 +238,7 @@ def _dense(
     features: int,
     product: Callable[..., Array],
     *,
+    use_bias: bool = True,
     zero_bias: bool = False,
     kernel_init: Initializer = uniform_fan_in,
     dtype: Any = jnp.float32,
@@ -245,6 +246,7 @@ def _dense(
 ) -> Array:
     layer = nn.Dense(
         features,
+        use_bias=use_bias,
         kernel_init=kernel_init,
         bias_init=nn.initializers.zeros if zero_bias else _uniform_bias(x.shape[-1]),
         dtype=dtype,
