@@ -3,8 +3,12 @@
 import pathlib
 import re
 
+import chex
+import jax
 import numpy as np
 import pytest
+
+import jaxpoison as jp
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +25,7 @@ def test_every_python_block_runs_in_order():
 
 def test_the_pytorch_dataset_reads_a_poison_folder(tmp_path):
     torch = pytest.importorskip("torch", reason="the PyTorch example needs torch")
-    (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
+    block = torch_block("TensorDataset")
     assert len(block.splitlines()) <= 5
     image = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     np.save(tmp_path / "images.npy", image)
@@ -31,6 +35,24 @@ def test_the_pytorch_dataset_reads_a_poison_folder(tmp_path):
     batch, label = next(iter(torch.utils.data.DataLoader(namespace["dataset"], batch_size=2)))
     assert label.tolist() == [3, 1] and batch.dtype == torch.float32
     np.testing.assert_array_equal(batch.numpy().transpose(0, 2, 3, 1), image / np.float32(255))
+
+
+def test_a_released_state_is_read(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="the checkpoint example needs torch")
+    network = jp.models.unet((32, 32, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), shapes)
+    state = jp.models.to_pytorch(network, variables)
+    torch.save({name: torch.as_tensor(x) for name, x in state.items()}, tmp_path / "checkpoint.pt")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"jp": jp, "torch": torch}
+    exec(compile(torch_block("from_pytorch"), "README.md", "exec"), namespace)
+    chex.assert_trees_all_equal(namespace["variables"], variables)
+
+
+def torch_block(word):
+    (block,) = (b for b in re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL) if word in b)
+    return block
 
 
 def test_ci_runs_the_test_command_word_for_word():

@@ -142,8 +142,8 @@ def logits(
 ) -> Float[Array, "n l"]:
     """Z = X W + b, the last layer: x and W rounded to `dtype`, sums and z at least float32.
 
-    Options: `use_bias` (True), `zero_bias` (False), `kernel_init` (uniform +-1/sqrt(D)), `name`. Init of b: uniform
-    +-1/sqrt(D) unless `zero_bias`.
+    Options: `use_bias` (True), `zero_bias` (False), `kernel_init` (uniform +-1/sqrt(D)), `name`.
+    Init of b: uniform +-1/sqrt(D) unless `zero_bias`.
     """
     product = functools.partial(lax.dot_general, preferred_element_type=_wide(dtype))
     return _dense(x, num_classes, product, dtype=dtype, **options)
