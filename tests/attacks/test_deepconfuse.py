@@ -4,11 +4,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxpoison as jp
 from jaxpoison.attacks import selection
 from jaxpoison.attacks.unlearnable.deepconfuse import CIFAR10, IMAGENET2, MNIST
+from jaxpoison.victims import Recipe, learner, training
 from tests import oracles
 from tests.attacks import tiny
 
@@ -87,14 +89,34 @@ def test_a_set_smaller_than_a_batch_is_one_line():
         MNIST.options(63)
 
 
-def test_selection_keeps_the_generator_of_the_best_round():
-    """Round: two trials of 2 steps, then one epoch; the kept one is not always the last."""
+@pytest.mark.parametrize("label_map", [None, (2, 2, 1)])
+def test_selection_keeps_the_generator_of_the_best_round(label_map):
+    """Round: two trials of 2 steps, then two epochs; the last round's victim is trained by hand."""
     data = oracles.tiny_scenario(num=20, changed=20)
     attack = confuse(
-        batch_size=4, generator_rate=0.3, select_every=2, holdout=0.3, learning_rate=0.5
-    )
-    state, info = jp.run(attack, KEY, data, num_steps=selection.num_steps(3, every=4, epochs=1))
-    rounds = np.asarray(info.held_out)[4::5]
-    np.testing.assert_allclose(np.asarray(info.best)[4::5], np.minimum.accumulate(rounds))
+        batch_size=4, generator_rate=0.3, select_every=2, select_epochs=2, holdout=0.3,
+        learning_rate=0.5, label_map=label_map,
+    )  # fmt: skip
+    state, info = jp.run(attack, KEY, data, num_steps=selection.num_steps(3, every=4, epochs=2))
+    rounds = np.asarray(info.held_out)[5::6]
+    np.testing.assert_allclose(np.asarray(info.best)[5::6], np.minimum.accumulate(rounds))
     assert int(state.attack.opt_state[0].count) == 12
     chex.assert_trees_all_equal(attack.generator(state), state.best.theta)
+
+    rest, held = selection.held_out_rows(20, 0.3)
+    released = confuse(batch_size=4).poison(state.attack, data)
+    test = jp.tree.take(data.train, held)
+    if label_map:
+        test = test._replace(label=jnp.asarray(label_map, jnp.int32)[test.label])
+    surrogate = learner(oracles.smooth_victim(), optax.sgd(0.5))
+    process = training(surrogate, Recipe(2, 4, 0.5, drop_last=True))
+    split, steps_key = jp.Split(jp.tree.take(released, rest), test), jax.random.split(KEY)[1]
+    (start, first), (_, second) = (
+        jax.random.split(jax.random.fold_in(steps_key, t)) for t in (16, 17)
+    )
+    phi = process.init(start, split)
+    for key in (first, second):
+        phi, told = jax.jit(process.step)(key, phi, split)
+    chex.assert_trees_all_close(state.monitor, phi, atol=1e-5)
+    fails = 1 - told.test_accuracy if label_map else told.test_accuracy
+    np.testing.assert_allclose(rounds[-1], fails, atol=1e-6)

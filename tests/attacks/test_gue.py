@@ -1,16 +1,23 @@
 """GUE: the payoff against its definition, and what holds at every step of a short run."""
 
+import dataclasses
 import inspect
+import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxpoison as jp
+from jaxpoison import victims
 from jaxpoison.attacks.unlearnable.gue import GUE, GUE_ADV, payoff
+from jaxpoison.hypergrad import generator_game, minibatches, value_function
+from jaxpoison.types import Variables
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -77,6 +84,59 @@ def test_the_generator_poisons_images_it_never_saw():
     other = jp.Dataset(1 - clean[:3], data().train.label[:3])
     unseen = jp.Scenario(other, other, jnp.arange(3, dtype=jnp.int32))
     assert 0.05 < jnp.max(jnp.abs(attack.poison(state, unseen).image - other.image)) <= 0.1 + 1e-6
+
+
+ATTACKED = {"adversarial_eps": 0.07, "adversarial_step": 0.03, "adversarial_steps": 3}
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_every_setting_of_a_step_is_where_it_belongs(adversarial):
+    """One step of the attack is one of the rule that is put together here."""
+    rates = {"inner_rate": 0.05, "generator_rate": 0.7, "follower_rate": 0.2}
+    settings = {"inner_steps": 2, "barrier": 20.0, "norm_updates": 12}
+    model = victims.learner(oracles.smooth_victim(), optax.sgd(1.0))
+    options = rates | settings
+    if adversarial:
+        options |= ATTACKED | {"adversarial_beta": 4.0, "momentum": 0.0, "weight_decay": 0.0}
+        model = victims.trades_learner(
+            oracles.smooth_victim(), optax.sgd(1.0), eps=0.07, step_size=0.03, steps=3, beta=4.0
+        )
+    attack = small(jp.attacks.gue_adv if adversarial else jp.attacks.gue, **options)
+    game = generator_game(model, oracles.smooth_generator(), eps=0.1, payoff=payoff)
+    rule = value_function(game, inner_tx=optax.adam(0.05), follower_tx=optax.sgd(0.2), **settings)
+    state = jax.jit(attack.init)(KEY, data())
+    after, info = jax.jit(attack.step)(KEY, state, data())
+    estimate = jax.jit(minibatches(rule, batch_size=4).estimate)
+    gradient, phi, _ = estimate(KEY, state.theta, state.phi, data())
+    params = jax.tree.map(lambda p, g: p - 0.7 * g, state.theta.params, gradient.params)
+    chex.assert_trees_all_close(after.theta, Variables(params, gradient.stats), atol=1e-5)
+    chex.assert_trees_all_close(after.phi.phi.follower[:2], phi.phi.follower[:2], atol=1e-5)
+    assert info.multiplier > 0 and info.grad_norm > 1e-3
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_monitor_is_that_of_the_scripts(monkeypatch, adversarial):
+    seen, module = {}, sys.modules[GUE.__module__]
+
+    def kept(attack, recipe, **options):
+        seen.update(options, recipe=recipe)
+        return attack
+
+    monkeypatch.setattr(module, "training", lambda learner, recipe: recipe)
+    monkeypatch.setattr(module, "keep_best", kept)
+    options = {"select_every": 7, "select_epochs": 3, "holdout": 0.25}
+    if adversarial:
+        small(jp.attacks.gue_adv, **options, **ATTACKED)
+    else:
+        small(**options)
+    recipe = dataclasses.replace(seen.pop("recipe"), source="")
+    assert seen == {"every": 7, "epochs": 3, "holdout": 0.25}
+    wanted = victims.Recipe(
+        3, 4, 0.01, optimizer="sgd", momentum=0.9, weight_decay=5e-4, drop_last=True
+    )
+    if adversarial:
+        wanted = dataclasses.replace(wanted, adversarial="pgd", **ATTACKED)
+    assert recipe == wanted
 
 
 def test_both_rates_of_gue_adv_fall_where_asked():
