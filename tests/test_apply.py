@@ -131,7 +131,10 @@ def test_images_it_never_saw_are_a_poison_folder_that_verifies(runs, here, capsy
         (["one/default", "wide.npz"], "images are (9, 8, 1); the generator was trained on (8, 8"),
         (["one/default", "digits", "--eps", "8"], "eps = 8 looks like grey levels; write 8/255"),
         (["one/default", "digits", "--share", "0"], "share = 0.0; it must be a number"),
-        (["one/default", "digits", "--rounding", "up"], "rounding = 'up'; allowed are nearest"),
+        (
+            ["one/default", "digits", "--rounding", "up"],
+            "rounding = 'up'; allowed are nearest, truncate, cast, none",
+        ),
         (["one/default", "digits", "--out", "taken"], "taken exists; choose another --out"),
         (["one/default", "digits", "--out", "file/under"], "cannot write the poison to file/under"),
     ],

@@ -14,6 +14,7 @@ from jaxpoison.attacks import GeneratorCard, load_generator, poison_dataset
 from jaxpoison.attacks.generator_store import KIND, read_generator_card
 from jaxpoison.data import poisoned
 from jaxpoison.data.manifest import Manifest
+from jaxpoison.data.rounding import ROUNDINGS
 from jaxpoison.types import Generator, InputError
 from jaxpoison.victims import Similarity, similarity
 
@@ -72,6 +73,7 @@ def apply_generator(
       that was not passed, no such data set or split, images of another shape, a folder that exists
       or cannot be written.
     """
+    check.one_of((*ROUNDINGS, "none"), rounding=rounding)
     folder = find_generator(run, arm)
     card = read_generator_card(folder)
     _check_known(folder, card, network)
