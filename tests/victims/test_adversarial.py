@@ -186,6 +186,38 @@ def test_trades_normalizes_clean_and_attacked_rows_together_and_moves_once(x64, 
     np.testing.assert_allclose(after.stats["var"], 0.9 + 0.1 * hidden.var(axis=0), rtol=1e-10)
 
 
+def test_trades_attacks_in_train_mode_from_a_small_gaussian_start(x64):
+    """PGD on KL(clean || .), made here: statistics of the B rows it is given, 0.01 N(0, I)."""
+    net, beta = normalized_victim(), 3.0
+    learner = victims.trades_learner(net, optax.sgd(0.1), eps=0.1, step_size=0.01, beta=beta)
+    phi, data = learner.init(KEY), batch()
+    phi = phi._replace(stats={"mean": jnp.arange(4.0) / 9, "var": 0.1 + jnp.arange(4.0)})
+
+    def expected(train):
+        def scores(image):
+            return jax.nn.log_softmax(net.apply(phi.variables, image, train=train)[0])
+
+        def drift(image):
+            return jnp.sum(jnp.exp(scores(data.image)) * (scores(data.image) - scores(image)))
+
+        def start(key, shape, dtype, budget):
+            return 0.01 * jax.random.normal(key, shape, dtype)
+
+        attack_key = jax.random.split(KEY, 3)[0]
+        delta = victims.pgd(attack_key, drift, data.image, eps=0.1, step_size=0.01, start=start)
+        both = jnp.concatenate([data.image, data.image + delta])
+        log_p, log_q = jnp.split(
+            jax.nn.log_softmax(net.apply(phi.variables, both, train=True)[0]), 2
+        )
+        kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
+        return jnp.mean(-log_p[jnp.arange(6), data.label] + beta * kl)
+
+    loss = jax.jit(learner.loss)(KEY, phi.params, phi.stats, data)[0]
+    by_mode = [float(jax.jit(expected, static_argnums=0)(train)) for train in (True, False)]
+    np.testing.assert_allclose(loss, by_mode[0], rtol=1e-9)
+    assert abs(by_mode[1] - by_mode[0]) > 1e-5
+
+
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_pgd_training_is_a_plain_step_on_the_examples_of_its_mode(train_mode, x64):
     """Examples made here by `pgd` on the batch's cross-entropy; statistics move by the update."""
