@@ -7,7 +7,9 @@ within eps (L-infinity), labels stay; the architecture of a surrogate is chosen,
 Differs from the released code: passes have no partial batch; the best generator is the best on a
 held-out slice of the training set, not on the test set; poisons are made once, in eval mode, before
 any augmentation (its own protocol is `victims.poisoned_online`), and rounded to grey levels in the
-poison folder (`domain="float"` keeps them as they are).
+poison folder (`domain="float"` keeps them as they are). Of ImageNet: training images are as given,
+not cropped anew at random; AMSGrad is that of optax, whose maximum is over second moments that are
+corrected for their bias (in PyTorch over raw ones, and the maximum is corrected).
 """
 
 import dataclasses
