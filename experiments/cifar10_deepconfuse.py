@@ -39,16 +39,17 @@ class Config(DeepConfuseConfig):
 
     SMALL = {
         "networks": ("small_cnn",),
-        "surrogate": "small_cnn",
+        "surrogate": "cnn5_narrow",
         "generator": "unet",
         "width": 4,
         "recipe": "small_color",
         "epochs": 10,
         "eps": 16 / 255,
-        "trials": 20,
+        "trials": 30,
         "passes": 1,
         "batch_size": 64,
         "generator_rate": 1e-3,
+        "select_every": 5,
         "train_images": 4000,
         "test_images": 2000,
     }

@@ -26,7 +26,7 @@ class Config(GUEConfig):
 
     SMALL = {
         "networks": ("small_cnn",),
-        "surrogate": "small_cnn",
+        "surrogate": "cnn5_narrow",
         "width": 4,
         "robust": (4 / 255,),
         "recipe": "small_color",

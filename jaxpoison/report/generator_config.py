@@ -21,8 +21,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lenet_small": ("lenet", {"size": "small"}),
     "lenet_large": ("lenet", {"size": "large"}),
     "vgg11_b2": ("vgg11", {"bottleneck": 2}),
+    "cnn5_narrow": ("cnn5", {"width": 8}),
 }
-"""Further names of networks of DeepConfuse's code: (name of `jaxpoison.models.create`, options)."""
+"""Further names of networks: (name of `jaxpoison.models.create`, options). All but the last are of
+DeepConfuse's code; that one is cheap enough for a CPU and, unlike small_cnn, has BatchNorm, without
+which a few dozen steps of plain SGD teach a surrogate nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class GeneratorConfig(PaperConfig):
 
     surrogate: str = "resnet18"
     """Network that the generator is trained against, a name of `jaxpoison.models.create`, or
-    lenet_small, lenet_large or vgg11_b2 (with the bottleneck of DeepConfuse's code)."""
+    lenet_small, lenet_large, vgg11_b2 (with the bottleneck of DeepConfuse's code), cnn5_narrow."""
     generator: str = "unet"
     """A name of `jaxpoison.models.create_generator`."""
     width: int | None = None
