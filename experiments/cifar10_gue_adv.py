@@ -55,6 +55,14 @@ class Config(GUEConfig):
     decay_passes: tuple[int, ...] = (120, 140)
     """After which both rates fall tenfold."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        jp.check.fraction(follower_eps=self.follower_eps)
+        jp.check.at_least(1, follower_steps=self.follower_steps)
+        jp.check.number(least=0, beta=self.beta)
+        for number in self.decay_passes:
+            jp.check.at_least(1, decay_passes=number)
+
     @classmethod
     def smoke(cls, **options) -> "Config":
         """Seconds: linear victims, a dense generator, a few hundred images, one pass."""

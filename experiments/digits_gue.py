@@ -30,6 +30,8 @@ from jaxpoison.report import (
 )
 from jaxpoison.report.probes import Probe
 
+BATCH, SELECT_PASSES, SELECT_EPOCHS = 64, 5, 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(StudyConfig):
@@ -40,9 +42,10 @@ class Config(StudyConfig):
     eps: float = 0.3
     """L-infinity radius, pixels in [0, 1]; adversarial training has half of it."""
     passes: int = 25
-    """Over the training set; every 5 passes the generator is judged on a held-out slice."""
+    """Over the training set, a multiple of 5: after so many the generator is judged on a held-out
+    slice."""
     adv_passes: int = 30
-    """Of the adversarial form."""
+    """Of the adversarial form, a multiple of 5."""
     without_selection: tuple[int, ...] = (1, 5, 10, 20, 25, 50)
     """Further numbers of passes, after which the last generator counts."""
     fractions: tuple[float, ...] = (0.5, 0.25)
@@ -55,7 +58,10 @@ class Config(StudyConfig):
     def __post_init__(self):
         super().__post_init__()
         passes = {"passes": self.passes, "adv_passes": self.adv_passes}
-        jp.check.at_least(5, **passes)
+        jp.check.at_least(1, **passes)
+        for name, number in passes.items():
+            if number % SELECT_PASSES:
+                raise jp.InputError(f"{name} = {number}; it must be a multiple of {SELECT_PASSES}")
         jp.check.at_least(1, epochs=self.epochs)
         for number in self.without_selection:
             jp.check.at_least(1, without_selection=number)
@@ -67,7 +73,6 @@ class Config(StudyConfig):
         return cls(**few | {"hidden": (), "epochs": 1, "victims": 2} | options)
 
 
-BATCH, SELECT_PASSES, SELECT_EPOCHS = 64, 5, 20
 STRONG = {"barrier": 0.5, "generator_rate": 1.0}
 
 

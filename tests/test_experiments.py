@@ -178,6 +178,12 @@ def command(monkeypatch, capsys):
         ),
         ("cifar10_lsp", ["--train-images", 0], "train_images = 0; it must be at least 1"),
         ("cifar10_tap", ["--eps", 8], "eps = 8 looks like grey levels; write 8/255"),
+        ("cifar10_gue_adv", ["--decay-passes", 0], "decay_passes = 0; it must be at least 1"),
+        (
+            "cifar10_gue_adv",
+            ["--follower-eps", 4],
+            "follower_eps = 4.0; it must be a number at least 0 and at most 1",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_writes_nothing(
@@ -191,6 +197,11 @@ def test_a_wrong_setting_is_one_line_and_writes_nothing(
     small = ["--runs", tmp_path / "runs", "--data-dir", images, "--epochs", 1]
     assert command(name, *small, *words) == (2, f"error: {message}\n")
     assert not (tmp_path / "runs").exists()
+
+
+def test_gue_on_digits_takes_whole_rounds(command):
+    message = "error: passes = 7; it must be a multiple of 5\n"
+    assert command("digits_gue", "--passes", 7) == (2, message)
 
 
 def test_scale_small_sets_the_defaults_that_other_words_then_change(monkeypatch):

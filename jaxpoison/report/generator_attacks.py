@@ -21,7 +21,8 @@ class DeepConfuseConfig(GeneratorConfig):
     """Settings of DeepConfuse, with those of every generator's experiment."""
 
     trials: int = 500
-    """Fresh surrogates that a generator is trained against; 500 in the paper."""
+    """Fresh surrogates that a generator is trained against; 500 in the paper. Rounded up to a
+    multiple of `select_every`."""
     passes: int = 1
     """Over the training set, in one trial."""
     batch_size: int = 64
@@ -86,7 +87,8 @@ class GUEConfig(GeneratorConfig):
     """Settings of GUE and GUE-adv, with those of every generator's experiment."""
 
     passes: int = 50
-    """Of the generator over the training set; 50 in the code, 150 for GUE-adv."""
+    """Of the generator over the training set; 50 in the code, 150 for GUE-adv. Rounded up to a
+    multiple of `select_passes`."""
     batch_size: int = 256
     """Of the generator's training; a partial batch at the end of a pass is left out."""
     inner_steps: int = 10

@@ -64,6 +64,10 @@ class GeneratorConfig(PaperConfig):
             check.at_least(1, width=self.width)
         for name in self.classical:
             check.one_of(CLASSICAL, classical=name)
+        for eps in self.robust:
+            check.fraction(robust=eps)
+        for part in self.fractions:
+            check.number(above=0, most=1, fractions=part)
 
     @classmethod
     def smoke(cls, **options: Any) -> Self:

@@ -100,7 +100,8 @@ def test_variants_are_the_networks_of_the_released_code(split, name, count):
         (GUEConfig, {"classical": ("lda",)}, "classical = 'lda'"),
         (GUEConfig, {"batch_size": 60, "share": 0.5}, "batch_size = 60; only 50 rows may change"),
         (GUEConfig, {"width": 4}, "mlp_generator has no option 'width'"),
-        (GUEConfig, {"robust": (8,)}, "adversarial_eps = 8"),
+        (GUEConfig, {"robust": (8,)}, "^robust = 8"),
+        (GUEConfig, {"fractions": (0.0,)}, "^fractions = 0"),
     ],
 )
 def test_a_bad_setting_is_named(split, config, options, message):
