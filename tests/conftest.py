@@ -47,6 +47,14 @@ def strict_dtypes():
 
 
 @pytest.fixture
+def quick_compile():
+    """Compilation without optimization: for tests of wiring, not of speed or of the last bits."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def x64():
     """float64, for finite differences."""
     with jax.enable_x64(True):

@@ -22,14 +22,6 @@ from jaxpoison.types import Dataset, InputError, Split
 from jaxpoison.victims import Recipe
 
 
-@pytest.fixture
-def quick_compile():
-    """Compilation without optimization: here wiring is tested, not speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def baselines():
     pytest.importorskip("torch", reason="the baselines need torch: pip install jaxpoison[bench]")

@@ -26,14 +26,6 @@ from jaxpoison.models.conv import conv_general_dilated
 from jaxpoison.types import InputError
 
 
-@pytest.fixture
-def quick_compile():
-    """Compilation without optimization: here wiring is tested, not speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_competitors_take_turns_and_each_is_timed_in_every_round():
     calls = []
     times = harness.alternate(

@@ -42,14 +42,6 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def quick_compile():
-    """Compilation without optimization: here a script's wiring is tested, not its speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path, request, quick_compile):
     module, options = importlib.import_module(f"experiments.{name}"), {"runs": tmp_path}

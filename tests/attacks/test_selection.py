@@ -265,7 +265,7 @@ def monitored(**options):
     return keep_best(attack, training(learner(VICTIM, optax.sgd(0.5)), RECIPE), **settings)
 
 
-def test_a_real_monitor_is_trained_and_judged_as_by_hand():
+def test_a_real_monitor_is_trained_and_judged_as_by_hand(quick_compile):
     data = blobs()
     attack = jp.attacks.random_noise(eps=0.3)
     single = training(learner(VICTIM, optax.sgd(0.5)), RECIPE)
@@ -285,7 +285,7 @@ def test_a_real_monitor_is_trained_and_judged_as_by_hand():
     assert float(infos[2].held_out) == wanted and 0 < wanted <= 1
 
 
-def test_a_monitor_is_trained_by_its_recipe_whatever_the_number_of_rows():
+def test_a_monitor_is_trained_by_its_recipe_whatever_the_number_of_rows(quick_compile):
     """Two updates of SGD 0.1, momentum 0.9, decay 0.01; an adversarial one differs."""
     recipe = Recipe(1, 8, 0.1, momentum=0.9, weight_decay=0.01)
     rule = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
