@@ -110,13 +110,17 @@ def main(config: Config) -> dict:
         return deepconfuse("96.9 to 41.7 as eps grows", eps=eps, trials=config.sweep_trials)
 
     whole = deepconfuse("0.2: wrong on nearly every clean image")
+
+    def after(trials):
+        expect = "87, 37, 2.5 after 1, 5, 20 trials"
+        return whole._replace(num_steps=trials * one_pass, expect=expect)
+
     arms = control(linf) | control(linf, distribution="uniform") | {"deepconfuse": whole}
     arms |= permuted("deepconfuse", expect="96.2: noise of other images does nothing")
     arms |= shares("deepconfuse", config.shares, expect="97.0 to 82.5: it takes nearly all images")
     arms["label-specific"] = deepconfuse("3.7; read as the next class: 79.4", label_map=NEXT)
-    for number in config.early:
-        early = "87, 37, 2.5 after 1, 5, 20 trials"
-        arms[f"trials-{number}"] = whole._replace(num_steps=number * one_pass, expect=early)
+    if config.early:
+        arms |= sweep("deepconfuse", after, "trials", config.early)
     if config.rates:
         arms |= sweep("deepconfuse", at_rate, "generator_rate", config.rates)
     if config.sweep:
