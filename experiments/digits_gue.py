@@ -111,6 +111,8 @@ def main(config: Config) -> dict:
             passes=config.adv_passes,
             factory=jp.attacks.gue_adv,
             adversarial_eps=config.eps / 2,
+            momentum=0.0,  # the paper's 0.9 is of rate 0.1
+            weight_decay=0.0,
             **STRONG,
         ),
     }

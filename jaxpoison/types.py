@@ -261,6 +261,8 @@ class Attack(NamedTuple):
       single: under `over_restarts` and `over_devices` the attack they repeat, else None.
       generator: of attacks that train one: (state) -> its Variables, as `poison` uses them; such a
         state poisons any scenario of the same image shape. Else None.
+      round_steps: of an attack that selects (`keep_best`), the steps of one round: run a multiple
+        of them, as what comes after the last whole round is never used. Else 1.
     """
 
     init: Callable[..., PyTree]
@@ -268,6 +270,7 @@ class Attack(NamedTuple):
     poison: Callable[..., Dataset]
     single: "Attack | None" = None
     generator: Callable[..., Variables] | None = None
+    round_steps: int = 1
 
 
 class Training(NamedTuple):

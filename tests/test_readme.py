@@ -45,9 +45,11 @@ def test_a_released_state_is_read(tmp_path, monkeypatch):
     state = jp.models.to_pytorch(network, variables)
     torch.save({name: torch.as_tensor(x) for name, x in state.items()}, tmp_path / "checkpoint.pt")
     monkeypatch.chdir(tmp_path)
-    namespace = {"jp": jp, "torch": torch}
+    dataset = jp.Dataset(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32))
+    namespace = {"jp": jp, "torch": torch, "dataset": dataset}
     exec(compile(torch_block("from_pytorch"), "README.md", "exec"), namespace)
     chex.assert_trees_all_equal(namespace["variables"], variables)
+    assert 0 < np.max(namespace["poisoned"].image) <= 8 / 255
 
 
 def torch_block(word):

@@ -158,7 +158,7 @@ def keep_best(
 
     own = attack.generator
     generator = None if own is None else lambda state: own(chosen(state))
-    return Attack(init, step, poison, generator=generator)
+    return Attack(init, step, poison, generator=generator, round_steps=every + epochs)
 
 
 def monitor(victim: Victim, recipe: Recipe) -> Training:

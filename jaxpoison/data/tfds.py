@@ -108,7 +108,8 @@ def open_tfds(
     if not builder.is_prepared():
         raise InputError(
             f"{name} is not prepared (no {builder.data_dir}); "
-            f"run: {_prepare_command(name, data_dir)}"
+            f"run: {_prepare_command(name, data_dir)}, or put "
+            f"{name}-{some_of(split)[0]}.npz in data_dir"
         )
     return StoredSet(tfds, name, split, builder)
 

@@ -40,13 +40,16 @@ def from_pytorch(
       shape or not finite.
     """
     name, entries = _entries(network, name)
+    if not isinstance(state, Mapping):
+        raise InputError(f"the state is a {type(state).__name__}; a mapping of names is needed")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     missing = [key for key in entries if key not in state]
     if missing:
+        other = f"; it holds {_some(state)}" if len(missing) == len(entries) and state else ""
         raise InputError(
             f"the state lacks {len(missing)} of the {len(entries)} entries of {name}: "
-            f"{_some(missing)}"
+            f"{_some(missing)}{other}"
         )
     unknown = [key for key in state if key not in entries and key not in _counters(entries)]
     if unknown:
@@ -108,6 +111,8 @@ class _Entry(NamedTuple):
 def _entries(network: Generator | Victim, name: str | None) -> tuple[str, dict[str, _Entry]]:
     """The entries of the published state but its counters, by their names there."""
     known = name or (network.name if isinstance(network, Generator) else "")
+    if not known:
+        raise InputError(f"this network has no name; pass name=, one of {', '.join(PUBLISHED)}")
     check.one_of(PUBLISHED, name=known)
     shapes = {
         path: a.shape for path, a in _flat(jax.eval_shape(network.init, jax.random.key(0))).items()
@@ -181,8 +186,9 @@ def _array(key: str, value: Any) -> np.ndarray:
     return array
 
 
-def _some(keys: list[str]) -> str:
-    return ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+def _some(keys: Iterable[str]) -> str:
+    names = sorted(map(str, keys))
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _places(paths: Iterable[tuple[str, ...]]) -> str:

@@ -8,7 +8,16 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison.perturb.budget import Budget
-from jaxpoison.types import Batch, Generator, Key, Perturbation, Scenario, Variables, as_float
+from jaxpoison.types import (
+    Batch,
+    Generator,
+    InputError,
+    Key,
+    Perturbation,
+    Scenario,
+    Variables,
+    as_float,
+)
 
 __all__ = ["generated", "generator", "moving"]
 
@@ -25,9 +34,11 @@ def generator(network: Generator, *, eps: float | Float[Array, ""]) -> Perturbat
       eps: L-infinity radius, pixel units (8/255); a float or a traced scalar.
 
     Returns: Perturbation with theta = Variables of the network.
-    Raises: InputError if `eps` is no radius.
+    Raises: InputError if `eps` is no radius, or `network` no Generator.
     """
     radius = Budget("linf", eps).eps
+    if not isinstance(network, Generator):
+        raise InputError(f"network is a {type(network).__name__}; a Generator is needed")
 
     def init(key: Key, scenario: Scenario) -> Variables:
         del scenario

@@ -135,7 +135,12 @@ def arm(
     }
     attack = factory(*parts, **options)
     network = None if attack.generator is None else _network(bound.arguments, budget)
-    check.at_least(1, restarts=restarts)
+    check.at_least(1, restarts=restarts, num_steps=num_steps)
+    if num_steps % attack.round_steps:
+        raise InputError(
+            f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
+            f"{attack.round_steps} steps, so it must be a multiple of them"
+        )
     check.one_of((*ROUNDINGS, "none"), rounding=rounding)
     if rounding != "nearest":
         if rounding != "none":

@@ -61,5 +61,5 @@ class StudyConfig:
         """What determines the result, ready for JSON: all fields but those that say where."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in WHERE}
         if not self.probes:
-            del fields["probes"]  # runs from before there were any go on
+            del fields["probes"]  # as in the records from before there were any
         return json.loads(json.dumps(fields, default=str))

@@ -13,6 +13,7 @@ from jaxpoison.attacks import (
     one_pixel,
     random_noise,
 )
+from jaxpoison.report import arm
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -132,3 +133,23 @@ def test_a_sweep_over_radii_can_be_mapped(factory):
 
     radii = jnp.array([0.05, 0.1])
     assert jnp.allclose(jax.jit(jax.vmap(largest))(radii), radii, atol=1e-6)
+
+
+def test_a_victim_in_the_place_of_the_generator_is_one_line():
+    with pytest.raises(jp.InputError, match="^network is a Victim; a Generator is needed$"):
+        inspect.unwrap(jp.perturb.generator)(oracles.smooth_victim(), eps=0.1)
+
+
+def test_an_arm_runs_whole_rounds_of_selection():
+    networks = oracles.smooth_victim(), oracles.smooth_generator()
+    options = {
+        "eps": 0.1,
+        "trial_steps": 2,
+        "budget": jp.perturb.Budget("linf", 0.1),
+        "expect": "-",
+    }
+    message = "num_steps = 2; deepconfuse selects after rounds of 3 steps, so it must be a multiple"
+    with pytest.raises(jp.InputError, match=f"^{message} of them$"):
+        arm(jp.attacks.deepconfuse, *networks, num_steps=2, **options)
+    repeated = arm(jp.attacks.deepconfuse, *networks, num_steps=6, restarts=2, **options)
+    assert repeated.attack.round_steps == 3

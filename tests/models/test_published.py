@@ -1,5 +1,6 @@
 """Released PyTorch states: names and shapes, values known from PyTorch, round trips, errors."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -163,6 +164,12 @@ def test_wrong_states_are_one_clear_line():
     without = {key: a for key, a in state.items() if key != first}
     with pytest.raises(InputError, match=f"^the state lacks 1 of the 90 entries of unet: {first}$"):
         load(without)
+    with pytest.raises(InputError, match=r"conv_last.*, \.\.\.; it holds epoch, state_dict$"):
+        load({"state_dict": state, "epoch": 3})
+    with pytest.raises(InputError, match="^the state is a NoneType; a mapping of names is needed$"):
+        inspect.unwrap(models.from_pytorch)(network, None)
+    with pytest.raises(InputError, match="^this network has no name; pass name=, one of unet, "):
+        models.from_pytorch(models.resnet18((32, 32, 3), width=4), state)
     with pytest.raises(InputError, match="the state lacks 90 of the 90 entries of unet: conv_last"):
         load({})
     with pytest.raises(InputError, match="^unet has no 1 of the state's entries: fc.weight$"):
@@ -180,7 +187,7 @@ def test_wrong_states_are_one_clear_line():
     with pytest.raises(InputError, match="name = 'vgg11'; allowed are unet, mnist_autoencoder"):
         load(state, name="vgg11")
     victim = models.resnet18((8, 8, 3), width=1)
-    with pytest.raises(InputError, match="name = ''; allowed are unet"):
+    with pytest.raises(InputError, match="^this network has no name; pass name=, one of unet, "):
         models.from_pytorch(victim, state)
     with pytest.raises(InputError, match="not a published lenet: see params/conv/kernel, params/"):
         models.from_pytorch(victim, state, name="lenet")
