@@ -90,7 +90,7 @@ def job(
             "data": {"train": fingerprint(train), "test": fingerprint(test)},
             **facts,
             "accumulate": accumulate,
-            "surrogate": None if surrogate is None else dataclasses.asdict(surrogate.recipe),
+            "surrogate_recipe": None if surrogate is None else dataclasses.asdict(surrogate.recipe),
             "attacks": {name: one.facts() for name, one in arms.items()},
         },
     )

@@ -146,5 +146,5 @@ def transfer_job(
         chunk=chunk,
         accumulate=accumulate,
         mesh=mesh,
-        facts={"networks": networks, "classical": others},
+        facts={"trainees": networks, "classifiers": others},
     )

@@ -97,7 +97,7 @@ def test_the_record_has_its_shape_and_is_strict_json(finished):
     check_record(record, seeds=2)
     settings = StudyConfig(victims=2, share=0.5).settings()
     assert record["config"].items() >= settings.items()
-    facts = {"data", "parameters", "recipe", "accumulate", "surrogate", "attacks"}
+    facts = {"data", "parameters", "recipe", "accumulate", "surrogate_recipe", "attacks"}
     assert record["config"].keys() - settings.keys() == facts
     assert not {"name", "runs", "overwrite"} & set(record["config"])
     assert list(record["arms"]) == ["clean", "random-noise"]

@@ -56,8 +56,8 @@ def test_every_victim_is_judged_on_every_set(finished):
     # One neighbor of clean data: every training row is its own.
     assert record["arms"]["near/clean"]["train_accuracy"]["mean"] == 1
     facts = record["config"]
-    assert facts["networks"]["mlp"]["recipe"]["epochs"] == small_job.EPOCHS
-    assert facts["classical"] == {"near": "nobody"}
+    assert facts["trainees"]["mlp"]["recipe"]["epochs"] == small_job.EPOCHS
+    assert facts["classifiers"] == {"near": "nobody"}
 
 
 def test_a_lost_cell_is_the_only_one_computed_again(finished, tmp_path):
@@ -177,7 +177,7 @@ def test_one_network_by_several_recipes_beside_a_surrogate(tmp_path):
     shift = np.sign(poison.astype(int) - np.asarray(small_job.split().train.image))
     assert (shift.max(axis=0) - shift.min(axis=0) <= 1).all()  # one sign a pixel, or clipped
     assert len(np.unique(shift)) == 3
-    networks = record["config"]["networks"]
+    networks = record["config"]["trainees"]
     assert networks["mlp"]["recipe"]["adversarial"] == "none"
     assert networks["mlp-adversarial"]["recipe"]["adversarial_eps"] == 0.3
     metrics = [
