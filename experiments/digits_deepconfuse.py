@@ -124,7 +124,7 @@ def main(config: Config) -> dict:
     if config.rates:
         arms |= sweep("deepconfuse", at_rate, "generator_rate", config.rates)
     if config.sweep:
-        arms |= sweep("deepconfuse", at_radius, "eps", config.sweep)
+        arms |= sweep("deepconfuse", at_radius, "eps", config.sweep, controls=True)
     recipe = jp.victims.recipes.small(epochs=config.epochs)
     victims = {"mlp": Trainee(victim, recipe)}
     victims |= {f"sklearn.{name}": jp.victims.CLASSICAL[name] for name in config.classical}

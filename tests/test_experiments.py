@@ -13,7 +13,7 @@ import pytest
 
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
-from jaxpoison.report import ImageConfig, PaperConfig, command_line, tables
+from jaxpoison.report import ImageConfig, PaperConfig, command_line, sweeps, tables
 from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
 from jaxpoison.types import Dataset, Split
@@ -335,6 +335,7 @@ def test_the_tables_are_the_committed_records_and_nothing_else():
         check_record(record, name, expected)
         rows += tables.markdown(record)
         assert all(("small run" in row) == bool(scale) for row in tables.markdown(record))
+        assert "\n".join(sweeps.markdown(record)) in (FOLDER / "README.md").read_text(), path
         whole |= set() if scale else {name}
     for page in (FOLDER / "README.md", FOLDER.parent / "README.md"):
         head = "| experiment | attack, budget |"
