@@ -135,7 +135,7 @@ def arm(
     }
     attack = factory(*parts, **options)
     network = None if attack.generator is None else _network(bound.arguments, budget)
-    check.at_least(1, restarts=restarts, num_steps=num_steps)
+    check.at_least(1, restarts=restarts)
     if num_steps % attack.round_steps:
         raise InputError(
             f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
