@@ -99,7 +99,7 @@ def test_an_arm_knows_the_one_network_that_its_attack_trains():
             arm(factory, *parts, eps=EPS, budget=budget, expect="")
 
 
-def test_floats_and_a_cast_are_trained_on_and_judged_as_they_are_stored(tmp_path, quick_compile):
+def test_floats_and_a_cast_are_trained_on_and_judged_as_they_are_stored(tmp_path):
     network, split = tiny_generator.network(SHAPE), small_job.split()
 
     def stored_as(rounding):
