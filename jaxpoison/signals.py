@@ -47,6 +47,8 @@ def die(number: signal.Signals) -> None:
     if signal.getsignal(number) == signal.SIG_DFL:
         hosts.leave()
     signal.raise_signal(number)
+    if signal.getsignal(number) is signal.default_int_handler:
+        raise KeyboardInterrupt  # the handler's own was lost in a callback, as of a collection
 
 
 @contextmanager

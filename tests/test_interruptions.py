@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import jaxpoison as jp
-from jaxpoison import checkpoint, loops
+from jaxpoison import checkpoint, loops, signals
 from tests.test_loops import KEY, go, one_line, walk
 
 
@@ -172,6 +172,16 @@ def test_sigterm_and_sigint_save_and_exit(tmp_path, undisturbed):
         assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     finish(start(tmp_path))
     assert_same_end(tmp_path, undisturbed)
+
+
+def test_an_interrupt_that_is_lost_in_a_callback_is_raised_again(monkeypatch):
+    monkeypatch.setattr(signal, "raise_signal", lambda number: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signals.die(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
