@@ -122,7 +122,7 @@ def test_the_monitor_is_that_of_the_scripts(monkeypatch, adversarial):
         seen.update(options, recipe=recipe)
         return attack
 
-    monkeypatch.setattr(module, "training", lambda learner, recipe: recipe)
+    monkeypatch.setattr(module, "monitor", lambda victim, recipe: recipe)
     monkeypatch.setattr(module, "keep_best", kept)
     options = {"select_every": 7, "select_epochs": 3, "holdout": 0.25}
     if adversarial:

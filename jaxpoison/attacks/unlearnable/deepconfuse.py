@@ -23,11 +23,11 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
-from jaxpoison.attacks.selection import keep_best, num_steps
+from jaxpoison.attacks.selection import keep_best, monitor, num_steps
 from jaxpoison.hypergrad import frozen, generator_game, minibatches, trajectory
 from jaxpoison.perturb import generator, moving
 from jaxpoison.types import Attack, Generator, InputError, Victim
-from jaxpoison.victims import Recipe, learner, training
+from jaxpoison.victims import Recipe, learner
 
 __all__ = ["CIFAR10", "IMAGENET2", "MNIST", "Preset", "deepconfuse"]
 
@@ -153,10 +153,10 @@ def deepconfuse(
     attack = attack._replace(generator=operator.attrgetter("theta"))
     if not select_every:
         return attack
-    recipe = Recipe(select_epochs, batch_size, learning_rate, drop_last=True)
+    recipe = Recipe(select_epochs, batch_size, learning_rate, momentum=0.0, drop_last=True)
     return keep_best(
         attack,
-        training(model, recipe),
+        monitor(victim, recipe),
         every=select_every * trial_steps,
         epochs=select_epochs,
         holdout=holdout,

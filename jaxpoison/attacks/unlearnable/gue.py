@@ -23,11 +23,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, perturb
 from jaxpoison.attacks.bilevel import bilevel
-from jaxpoison.attacks.selection import keep_best, num_steps
+from jaxpoison.attacks.selection import keep_best, monitor, num_steps
 from jaxpoison.hypergrad import generator_game, minibatches, value_function
 from jaxpoison.types import Attack, Generator, Hypergrad, InputError, Victim
-from jaxpoison.victims import Recipe, learner, recipes, trades_learner, training
-from jaxpoison.victims.train import make_learner
+from jaxpoison.victims import Recipe, learner, recipes, trades_learner
 
 __all__ = ["GUE", "GUE_ADV", "Preset", "gue", "gue_adv", "payoff"]
 
@@ -162,10 +161,10 @@ def gue(
     batches = _batches(rule, batch_size, generator_train_fraction)
     space = perturb.generator(network, eps=eps)
     attack = _shown(bilevel(space, batches, perturb.moving(optax.sgd(generator_rate))))
-    monitor = dataclasses.replace(
+    recipe = dataclasses.replace(
         recipes.gue_monitor(epochs=select_epochs), batch_size=batch_size, drop_last=True
     )
-    return _selected(attack, victim, monitor, select_every, holdout)
+    return _selected(attack, victim, recipe, select_every, holdout)
 
 
 def gue_adv(
@@ -256,7 +255,7 @@ def gue_adv(
     batches = _batches(rule, batch_size, generator_train_fraction)
     space = perturb.generator(network, eps=eps)
     attack = _shown(bilevel(space, batches, perturb.moving(generator_tx)))
-    monitor = dataclasses.replace(
+    recipe = dataclasses.replace(
         recipes.gue_adversarial_monitor(epochs=select_epochs),
         adversarial_eps=adversarial_eps,
         batch_size=batch_size,
@@ -264,7 +263,7 @@ def gue_adv(
         adversarial_step=adversarial_step,
         adversarial_steps=adversarial_steps,
     )
-    return _selected(attack, victim, monitor, select_every, holdout)
+    return _selected(attack, victim, recipe, select_every, holdout)
 
 
 def payoff(logits: Float[Array, "b l"], label: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -312,11 +311,11 @@ def _shown(attack: Attack) -> Attack:
 
 
 def _selected(
-    attack: Attack, victim: Victim, monitor: Recipe, select_every: int, holdout: float
+    attack: Attack, victim: Victim, recipe: Recipe, select_every: int, holdout: float
 ) -> Attack:
     """`attack` with its best generator kept, unless `select_every` is 0."""
     check.at_least(0, select_every=select_every)
     if not select_every:
         return attack
-    watching = training(make_learner(victim, monitor, monitor.batch_size, 1), monitor)
-    return keep_best(attack, watching, every=select_every, epochs=monitor.epochs, holdout=holdout)
+    watching = monitor(victim, recipe)
+    return keep_best(attack, watching, every=select_every, epochs=recipe.epochs, holdout=holdout)
