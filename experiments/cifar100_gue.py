@@ -30,25 +30,7 @@ CLASSES = {"cifar100": 100, "svhn_cropped": 10}
 class Config(GUEConfig):
     """Settings of GUE on CIFAR-100 or SVHN."""
 
-    SMALL = {
-        "networks": ("small_cnn",),
-        "surrogate": "cnn5_narrow",
-        "width": 4,
-        "robust": (),
-        "recipe": "small_color",
-        "epochs": 10,
-        "eps": 16 / 255,
-        "passes": 20,
-        "batch_size": 64,
-        "inner_steps": 4,
-        "inner_rate": 1e-3,
-        "generator_rate": 1.0,
-        "follower_rate": 0.05,
-        "select_passes": 5,
-        "select_epochs": 3,
-        "train_images": 10000,
-        "test_images": 2000,
-    }
+    SMALL = GUEConfig.SMALL | {"train_images": 10000}
 
     dataset: Literal["cifar100", "svhn_cropped"] = "cifar100"
     """Which images."""

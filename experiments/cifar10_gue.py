@@ -26,26 +26,6 @@ from jaxpoison.report import GUEConfig, command_line, published, transfer_job
 class Config(GUEConfig):
     """Settings of GUE on CIFAR-10."""
 
-    SMALL = {
-        "networks": ("small_cnn",),
-        "surrogate": "cnn5_narrow",
-        "width": 4,
-        "robust": (),
-        "recipe": "small_color",
-        "epochs": 10,
-        "eps": 16 / 255,
-        "passes": 20,
-        "batch_size": 64,
-        "inner_steps": 4,
-        "inner_rate": 1e-3,
-        "generator_rate": 1.0,
-        "follower_rate": 0.05,
-        "select_passes": 5,
-        "select_epochs": 3,
-        "train_images": 4000,
-        "test_images": 2000,
-    }
-
     recipe: str = "bridgepure"
     robust: tuple[float, ...] = (8 / 255,)
 

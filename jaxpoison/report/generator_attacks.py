@@ -86,6 +86,26 @@ class DeepConfuseConfig(GeneratorConfig):
 class GUEConfig(GeneratorConfig):
     """Settings of GUE and GUE-adv, with those of every generator's experiment."""
 
+    SMALL = {
+        "networks": ("small_cnn",),
+        "surrogate": "cnn5_narrow",
+        "width": 4,
+        "robust": (),
+        "recipe": "small_color",
+        "epochs": 10,
+        "eps": 16 / 255,
+        "passes": 20,
+        "batch_size": 64,
+        "inner_steps": 4,
+        "inner_rate": 1e-3,
+        "generator_rate": 1.0,
+        "follower_rate": 0.05,
+        "select_passes": 5,
+        "select_epochs": 3,
+        "train_images": 4000,
+        "test_images": 2000,
+    }
+
     passes: int = 50
     """Of the generator over the training set; 50 in the code, 150 for GUE-adv. Rounded up to a
     multiple of `select_passes`."""
