@@ -24,6 +24,7 @@ __all__ = [
     "InputError",
     "Key",
     "Learner",
+    "Objective",
     "Perturbation",
     "Scenario",
     "Split",
@@ -237,6 +238,21 @@ class Hypergrad(NamedTuple):
     estimate: Callable[..., tuple[PyTree, PyTree, Array]]
 
 
+class Objective(NamedTuple):
+    """What a targeted attack wants of its poisons at a surrogate that stands still.
+
+    Attributes:
+      aim: (key, variables, scenario) -> constants of one surrogate and the targets, any pytree: the
+        target gradient, the targets' features.
+      value_and_grad: (key, variables, aim, batch, scenario) -> (scalar, its gradient with respect
+        to batch.image [B, H, W, C]). The batch holds poisons, augmented; minimized. Forward over
+        reverse or first order, as the objective likes.
+    """
+
+    aim: Callable[..., PyTree]
+    value_and_grad: Callable[..., tuple[Array, Array]]
+
+
 class Info(NamedTuple):
     """Diagnostics of one step; scalars, or [R] under `over_restarts`.
 
@@ -263,6 +279,8 @@ class Attack(NamedTuple):
         state poisons any scenario of the same image shape. Else None.
       round_steps: of an attack that selects (`keep_best`), the steps of one round: run a multiple
         of them, as what comes after the last whole round is never used. Else 1.
+      score: (state, scenario) -> scalar by which `best_of` chooses among restarts, lower is better;
+        None chooses by the last outer loss.
     """
 
     init: Callable[..., PyTree]
@@ -271,6 +289,7 @@ class Attack(NamedTuple):
     single: "Attack | None" = None
     generator: Callable[..., Variables] | None = None
     round_steps: int = 1
+    score: Callable[..., Array] | None = None
 
 
 class Training(NamedTuple):

@@ -1,6 +1,7 @@
 """Attacks, each a factory named as its file: settings in, `Attack` out."""
 
 from jaxpoison.attacks.bilevel import bilevel, closed_form
+from jaxpoison.attacks.crafting import Crafting
 from jaxpoison.attacks.generator_store import (
     GeneratorCard,
     TrainedGenerator,
@@ -9,6 +10,7 @@ from jaxpoison.attacks.generator_store import (
     save_generator,
 )
 from jaxpoison.attacks.selection import keep_best
+from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
@@ -18,6 +20,7 @@ from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
 
 __all__ = [
+    "Crafting",
     "GeneratorCard",
     "TrainedGenerator",
     "bilevel",
@@ -25,6 +28,7 @@ __all__ = [
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",
+    "gradient_matching",
     "gue",
     "gue_adv",
     "keep_best",

@@ -3,12 +3,14 @@
 from jaxpoison.data import augment, poisoned, rounding, synthetic
 from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.export import export
+from jaxpoison.data.setups import Setup
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 
 __all__ = [
     "Rows",
+    "Setup",
     "StreamSplit",
     "augment",
     "check_dataset",

@@ -3,17 +3,22 @@
 from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
+from jaxpoison.hypergrad.matching import matching
 from jaxpoison.hypergrad.minibatch import minibatches
 from jaxpoison.hypergrad.one_step import one_step, through_step
 from jaxpoison.hypergrad.problem import poisoned_training, rowwise_loss
+from jaxpoison.hypergrad.surrogate import Aimed, at_surrogate
 from jaxpoison.hypergrad.unrolled import unrolled
 from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
+    "Aimed",
     "alternating",
+    "at_surrogate",
     "clean_batch",
     "frozen",
     "generator_game",
+    "matching",
     "minibatches",
     "one_step",
     "poisoned_training",
