@@ -28,6 +28,7 @@ from jaxpoison.victims.evaluate import (
     logits,
     targeted,
 )
+from jaxpoison.victims.head import head_mask
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.recipe import Recipe
@@ -52,6 +53,7 @@ __all__ = [
     "assess_robust",
     "confusion",
     "fit_classical",
+    "head_mask",
     "hits",
     "interval",
     "judge",
