@@ -8,6 +8,7 @@ from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
+from jaxpoison.models.metapoison_convnet import metapoison_convnet
 from jaxpoison.models.mlp_generator import mlp_generator
 from jaxpoison.models.mobilenet import mobilenet_v2
 from jaxpoison.models.published import from_pytorch, to_pytorch
@@ -38,6 +39,7 @@ __all__ = [
     "from_pytorch",
     "lenet",
     "logistic_regression",
+    "metapoison_convnet",
     "mlp",
     "mlp_generator",
     "mnist_autoencoder",

@@ -11,6 +11,7 @@ from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
+from jaxpoison.models.metapoison_convnet import metapoison_convnet
 from jaxpoison.models.mlp_generator import mlp_generator
 from jaxpoison.models.mobilenet import mobilenet_v2
 from jaxpoison.models.resnet import (
@@ -37,6 +38,7 @@ FACTORIES = {
         small_cnn,
         convnet,
         cnn5,
+        metapoison_convnet,
         lenet,
         resnet18,
         resnet20,

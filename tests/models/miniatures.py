@@ -32,6 +32,10 @@ RUNNABLE = {
     "convnet": ((9, 9, 1), partial(models.convnet, width=2)),
     "convnet, deep": ((9, 9, 1), partial(models.convnet, width=2, batch_norm=True)),
     "cnn5": ((32, 32, 1), partial(models.cnn5, width=2)),
+    "metapoison_convnet": (
+        (32, 32, 1),
+        partial(models.metapoison_convnet, width=2, batch_norm=True),
+    ),
     "lenet": ((16, 16, 1), partial(models.lenet, size="small")),
     "resnet18": ((8, 8, 3), partial(models.resnet18, width=4)),
     "resnet, scanned bottlenecks": (
@@ -56,6 +60,7 @@ RUNNABLE = {
 # PyTorch 2.13 in float64 (its TransformerEncoderLayer for the ViT), weights of `filled`, images of
 # the test
 PYTORCH_FEATURES = {
+    "metapoison_convnet": (0.33571, 0.39450, 0.39329),
     "resnet, scanned bottlenecks": (0.07761, 0.34798, 0.31828),
     "mobilenet": (-192.54516, -223.09682, -197.41545),
     "mobilenet, large": (-40.39789, -37.62371, -34.16792),

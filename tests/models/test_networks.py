@@ -30,6 +30,8 @@ SIZES = [
     ("convnet", MNIST, {"width": 32}, 289_290 - 2 * 9 * 32),
     ("cnn5", CIFAR, {}, 896 + 18_496 + 73_856 + 2 * 147_584 + 2 * 480 + 1290),
     ("cnn5", (224, 224, 3), {"width": 16}, 448 + 4640 + 18_496 + 2 * 36_928 + 480 + 650),
+    ("metapoison_convnet", CIFAR, {}, 70_410),
+    ("metapoison_convnet", CIFAR, {"batch_norm": True}, 70_826),
     ("vgg11", CIFAR, {"bottleneck": 2}, 9_227_040),
     ("lenet", MNIST, {"size": "small"}, 109_885),
     ("lenet", MNIST, {"size": "normal"}, 432_240),
@@ -160,6 +162,17 @@ def test_batch_norm_on_the_logits_is_an_option_of_its_own():
         assert bool((jnp.abs(logits.mean(0)) < 1e-5).all()) == last
 
 
+def test_batch_norm_of_the_metapoison_convnet_is_behind_relu():
+    """What is subtracted behind the ReLU leaves negative features; before it, zeros."""
+    victim = models.metapoison_convnet((32, 32, 1), 3, width=1, batch_norm=True)
+    variables = filled(victim)
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 9 * (path[-1].key == "mean"), variables.stats
+    )
+    features = victim.features(variables._replace(stats=stats), jnp.zeros((1, 32, 32, 1)))
+    assert features.max() < -1
+
+
 def test_initial_scale():
     key = jax.random.key(0)
     block = BasicBlock(features=64).init(key, jnp.zeros((1, 4, 4, 64)), train=False)
@@ -201,7 +214,13 @@ def test_wrong_names_and_arguments_are_one_clear_line():
             models.create(name, (32, 32), 10)
     with pytest.raises(InputError, match="size = 'tiny'; allowed are small, normal, large"):
         models.lenet(MNIST, size="tiny")
-    for name, side in (("lenet", 15), ("convnet", 8), ("small_cnn", 3), ("cnn5", 31)):
+    for name, side in (
+        ("lenet", 15),
+        ("convnet", 8),
+        ("small_cnn", 3),
+        ("cnn5", 31),
+        ("metapoison_convnet", 31),
+    ):
         with pytest.raises(InputError, match="height and width must be at least "):
             models.create(name, (side, side, 1), 10)
     with pytest.raises(InputError, match="width = 0; it must be at least 1"):
