@@ -28,7 +28,7 @@ from jaxpoison.victims.evaluate import (
     logits,
     targeted,
 )
-from jaxpoison.victims.head import head_mask
+from jaxpoison.victims.head import head_mask, new_head
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.recipe import Recipe
@@ -63,6 +63,7 @@ __all__ = [
     "learner",
     "load",
     "logits",
+    "new_head",
     "pgd",
     "poisoned_online",
     "recipes",

@@ -1,11 +1,14 @@
 """The last layer: by name in networks of known names, whatever the names elsewhere."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 
 import jaxpoison as jp
 from jaxpoison.types import InputError, Variables
-from jaxpoison.victims import head_mask
+from jaxpoison.victims import head_mask, new_head
 from tests import oracles
 
 
@@ -14,7 +17,14 @@ def chosen(victim, shape):
     return {jax.tree_util.keystr(path) for path, head in leaves if head}
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "vgg11", "mobilenet_v2", "densenet121"])
+CNNS = ("small_cnn", "convnet", "cnn5", "resnet18", "vgg11", "mobilenet_v2")
+DEEP = ("resnet34", "resnet50", "resnet152", "vgg19", "densenet121")
+FORMS = ("wide_resnet28_10", "vit_small")
+
+
+@pytest.mark.parametrize(
+    "name", [*CNNS, *FORMS, *(pytest.param(n, marks=pytest.mark.slow) for n in DEEP)]
+)
 def test_it_is_the_weight_and_bias_of_the_layer_that_gives_the_logits(name):
     victim = jp.models.create(name, (32, 32, 3), 7)
     paths = chosen(victim, (32, 32, 3))
@@ -49,3 +59,45 @@ def test_a_network_without_a_last_layer_is_refused():
     whole = victim._replace(features=lambda v, x: victim.apply(Variables(*v), x, train=False)[0])
     with pytest.raises(InputError, match="no last layer"):
         head_mask(whole, (3, 3, 1))
+
+
+class Wrapped(nn.Module):
+    """A network whose layers stand in programs of their own: jitted, remat, branches."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        del train
+        x = nn.remat(nn.Dense)(4, name="first")(x.reshape(x.shape[0], -1))
+        x = nn.jit(nn.Dense)(4, name="second")(nn.softplus(x))
+        x = jax.lax.cond(jnp.sum(x) > 0, jnp.tanh, jnp.sin, x)
+        self.sow("intermediates", "features", x)
+        return nn.jit(nn.Dense)(3, name="last")(nn.gelu(x))
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, jax.checkpoint])
+def test_layers_in_programs_of_their_own(around):
+    victim = jp.models.adapt(Wrapped(), (2, 2, 1))
+    whole = victim._replace(features=around(victim.features))
+    assert chosen(whole, (2, 2, 1)) == {"['last']['bias']", "['last']['kernel']"}
+
+
+def test_a_new_head_takes_other_classes_and_leaves_the_extractor():
+    old = jp.models.mlp((4, 4, 1), 5, hidden=(6,)).init(jax.random.key(1))
+    old = Variables(old.params, jax.tree.map(lambda x: x + 1, old.stats))
+    victim, key = jp.models.mlp((4, 4, 1), 3, hidden=(6,)), jax.random.key(0)
+    new, fresh = new_head(key, victim, old, image_shape=(4, 4, 1)), victim.init(key)
+    for layer in ("Dense_1", "BatchNorm_1"):
+        jax.tree.map(np.testing.assert_array_equal, new.params[layer], fresh.params[layer])
+    for layer in ("Dense_0", "BatchNorm_0"):
+        jax.tree.map(np.testing.assert_array_equal, new.params[layer], old.params[layer])
+    assert new.params["Dense_1"]["kernel"].shape == (6, 3)
+    jax.tree.map(np.testing.assert_array_equal, new.stats["BatchNorm_0"], old.stats["BatchNorm_0"])
+    np.testing.assert_array_equal(new.stats["BatchNorm_1"]["mean"], np.zeros(3))  # starts anew
+
+
+def test_a_new_head_refuses_another_network():
+    victim, key = jp.models.mlp((4, 4, 1), 3, hidden=(5,)), jax.random.key(0)
+    for hidden, why in [((6,), r"an array is \(6,\), not \(5,\)"), ((5, 5), "names differ")]:
+        other = jp.models.mlp((4, 4, 1), 3, hidden=hidden).init(key)
+        with pytest.raises(InputError, match=why):
+            new_head(key, victim, other, image_shape=(4, 4, 1))
