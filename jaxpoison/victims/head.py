@@ -10,7 +10,7 @@ from jaxpoison.types import InputError, Key, Variables, Victim
 
 __all__ = ["head_mask", "join", "new_head", "part"]
 
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat"}
+CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 """Equations that run one program on their own inputs; any other needs all of its inputs."""
 
 
