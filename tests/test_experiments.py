@@ -2,15 +2,16 @@
 
 import dataclasses
 import importlib
-import itertools
 import json
 import pathlib
+import re
 import sys
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import tables as committed
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
 from jaxpoison.report import ImageConfig, PaperConfig, command_line, sweeps, tables
@@ -20,7 +21,7 @@ from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import Recipe, recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-NAMES = sorted(p.stem for p in FOLDER.glob("*.py"))
+NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "tables")
 GENERATED = {
     "fashion_mnist": ((28, 28, 1), 10),
     "mnist": ((28, 28, 1), 10),
@@ -324,27 +325,39 @@ def test_the_tables_are_the_committed_records_and_nothing_else():
 
     A script without NAME.json stands in the list of claims as not yet run at its size.
     """
-    rows, whole = [], set()
-    for path in sorted((FOLDER / "results").glob("*.json")):
-        name, _, scale = path.stem.partition(".")
-        record = json.loads(path.read_text())
+    whole, records = set(), committed.read_records()
+    for stem, record in records.items():
+        name, _, scale = stem.partition(".")
         config = importlib.import_module(f"experiments.{name}").Config
         expected = config.presets()[scale] if scale else config()
-        assert config(**settings_of(record, expected)) == expected, path
+        assert config(**settings_of(record, expected)) == expected, stem
         assert scale in ("", "small") and name in NAMES
         check_record(record, name, expected)
-        rows += tables.markdown(record)
         assert all(("small run" in row) == bool(scale) for row in tables.markdown(record))
-        assert "\n".join(sweeps.markdown(record)) in (FOLDER / "README.md").read_text(), path
         whole |= set() if scale else {name}
-    for page in (FOLDER / "README.md", FOLDER.parent / "README.md"):
-        head = "| experiment | attack, budget |"
-        _, _, table = page.read_text().partition(head)
-        lines = itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()[1:])
-        assert sorted(lines) == sorted([*rows, "|---|---|---|---|---|---|---|"]), page
-    claims = {name: line for line in (FOLDER / "README.md").read_text().splitlines()
+    for page in committed.PAGES:
+        assert committed.filled(page.read_text(), records) == page.read_text(), (
+            f"{page} is not of these records; python -m experiments.tables makes it so"
+        )
+    text = (FOLDER / "README.md").read_text()
+    titles = re.findall(r"^### (\w+)( \(small run\))?$", text, flags=re.MULTILINE)
+    swept = {stem for stem, record in records.items() if sweeps.markdown(record)}
+    assert {name + (".small" if small else "") for name, small in titles} == swept
+    claims = {name: line for line in text.splitlines()
               for name in NAMES if line.startswith(f"| `{name}` |")}  # fmt: skip
     assert set(claims) == set(NAMES)
     for name, line in claims.items():
         assert f"python -m experiments.{name}" in line
         assert ("not yet run at this size" in line) == (name not in whole), name
+
+
+def test_a_table_is_made_of_its_records_and_what_stands_around_it_stays():
+    text = (FOLDER / "README.md").read_text()
+    records = committed.read_records()
+    one = {"digits_gue": records["digits_gue"]}
+    other = committed.filled(text, one)
+    assert other != text and committed.filled(other, one) == other
+    assert "| quickstart |" not in other and "| digits_gue | gue, linf 0.3, mlp |" in other
+    assert committed.filled(other, records) == text
+    with pytest.raises(ValueError, match="the page lacks '### digits_gue'"):
+        committed.filled(text.replace("### digits_gue\n", ""), records)

@@ -1,0 +1,84 @@
+"""The tables of README.md and experiments/README.md, made from the records in results/ alone.
+
+    python -m experiments.tables
+
+A table is known by its head, the tables of a sweep by the section named after their record
+("### NAME", "### NAME (small run)"). Whole runs come in the order of the list of claims, small runs
+after them by name.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+from typing import Any
+
+from jaxpoison.report import sweeps, tables
+
+__all__ = ["PAGES", "RESULTS", "filled", "main", "read_records"]
+
+FOLDER = pathlib.Path(__file__).parent
+RESULTS = FOLDER / "results"
+PAGES = (FOLDER.parent / "README.md", FOLDER / "README.md")
+MEASURED = (
+    "| experiment | attack, budget | clean | random noise | poisoned | time | device |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=form).parse_args(arguments)
+    records = read_records()
+    for page in PAGES:
+        text = filled(page.read_text(), records)
+        temporary = page.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(page)
+        print(f"wrote {page}")
+
+
+def read_records(folder: pathlib.Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The committed records by the names of their files, in the order of the tables."""
+    claims = re.findall(r"^\| `(\w+)` \|", PAGES[1].read_text(), flags=re.MULTILINE)
+
+    def place(path: pathlib.Path):
+        small = "." in path.stem
+        return small, 0 if small else claims.index(path.stem), path.stem
+
+    paths = sorted(folder.glob("*.json"), key=place)
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def filled(text: str, records: dict[str, dict[str, Any]]) -> str:
+    """The page with every table made anew.
+
+    Args:
+      text: the page.
+      records: as `read_records`.
+
+    Raises: ValueError for a page that lacks a table's head, or the list of sweeps a section.
+    """
+    rows = [row for record in records.values() for row in tables.markdown(record)]
+    text = _put(text, MEASURED, rows)
+    if "\n## Sweeps\n" in text:
+        for name, record in records.items():
+            if lines := sweeps.markdown(record):
+                title = name.replace(".small", " (small run)")
+                text = _put(text, f"### {title}\n\n", lines)
+    return text
+
+
+def _put(text: str, head: str, lines: list[str]) -> str:
+    """The text with these lines in place of the tables that follow the head."""
+    before, found, after = text.partition(head)
+    if not found:
+        raise ValueError(f"the page lacks {head.splitlines()[0]!r}")
+    old = re.match(r"(\|[^\n]*\n+(?=\|))*(\|[^\n]*\n)?", after)
+    assert old is not None
+    return before + head + "".join(f"{line}\n" for line in lines) + after[old.end() :]
+
+
+if __name__ == "__main__":
+    main()
