@@ -11,7 +11,7 @@ from jaxpoison import models
 from jaxpoison.models.catalog import FACTORIES
 from jaxpoison.models.layers import avg_pool, max_pool
 from jaxpoison.models.resnet import BasicBlock
-from jaxpoison.types import InputError
+from jaxpoison.types import InputError, Variables
 from tests.models.miniatures import PYTORCH_FEATURES, RUNNABLE, filled, ramp
 
 CIFAR, MNIST = (32, 32, 3), (28, 28, 1)
@@ -148,6 +148,20 @@ def test_features_meet_the_last_layer(strict_dtypes):
     last = variables.params["Dense_0"]
     logits = victim.features(variables, x) @ last["kernel"] + last["bias"].reshape(1, -1)
     np.testing.assert_allclose(logits, victim.apply(variables, x, train=False)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "of"), [("average", np.mean), ("max", np.max)])
+def test_the_pools_of_the_small_cnn(pool, of):
+    victim = models.create("small_cnn", (4, 6, 1), 3, widths=(1,), pool=pool)
+    params = dict(victim.init(jax.random.key(0)).params)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)  # a convolution that changes nothing
+    params["Conv_0"] = {"kernel": kernel, "bias": jnp.zeros(1)}
+    x = np.random.default_rng(0).uniform(size=(2, 4, 6, 1)).astype(np.float32)
+    windows = x.reshape(2, 2, 2, 3, 2).transpose(0, 1, 3, 2, 4).reshape(2, 6, 4)
+    found = victim.features(Variables(params, {}), jnp.asarray(x))
+    np.testing.assert_allclose(found, of(windows, axis=2), rtol=1e-6)
+    with pytest.raises(InputError, match="pool = 'median'; allowed are average, max"):
+        models.small_cnn((4, 6, 1), pool="median")
 
 
 def test_batch_norm_on_the_logits_is_an_option_of_its_own():
