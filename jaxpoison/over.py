@@ -278,7 +278,7 @@ def _check_repeatable(process: Any) -> None:
 
 def _repeat(process, init, step, poison) -> Any:
     if isinstance(process, Attack):
-        return Attack(init, step, poison, single=process, round_steps=process.round_steps)
+        return process._replace(init=init, step=step, poison=poison, single=process, generator=None)
     return Training(init, step, single=process)
 
 

@@ -279,8 +279,10 @@ class Attack(NamedTuple):
         state poisons any scenario of the same image shape. Else None.
       round_steps: of an attack that selects (`keep_best`), the steps of one round: run a multiple
         of them, as what comes after the last whole round is never used. Else 1.
-      score: (state, scenario) -> scalar by which `best_of` chooses among restarts, lower is better;
-        None chooses by the last outer loss.
+      num_steps: the steps that its schedule is laid out over, of an attack that has one: run it
+        for so many. Else None.
+      score: (state, scenario) -> scalar by which `best_of` chooses among restarts, lower is better
+        ([R] under `over_restarts` and `over_devices`); None chooses by the last outer loss.
     """
 
     init: Callable[..., PyTree]
@@ -289,6 +291,7 @@ class Attack(NamedTuple):
     single: "Attack | None" = None
     generator: Callable[..., Variables] | None = None
     round_steps: int = 1
+    num_steps: int | None = None
     score: Callable[..., Array] | None = None
 
 

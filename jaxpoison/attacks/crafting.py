@@ -21,11 +21,38 @@ from jaxpoison.hypergrad import at_surrogate
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Objective, Victim
 
-__all__ = ["Crafting", "craft", "update_rule"]
+__all__ = ["WITCHES_BREW", "Crafting", "craft", "update_rule"]
 
 DROPS = (2.667, 1.6, 1.142)  # the rate falls after M // 2.667 steps, M // 1.6, M // 1.142
 INITIAL = ("normal", "uniform", "zero", "unit_normal")
 REFERENCE_BATCH = 512  # of the poisons: the rate is stated for it
+
+
+class _Rule(NamedTuple):
+    """How a rule is made of its rate, and how the rate is stated.
+
+    `relative`: to the radius in normalized units, their mean over channels unless `per_channel`.
+    """
+
+    make: Callable[[Any], optax.GradientTransformation]
+    sign: bool
+    relative: bool = False
+    per_channel: bool = False
+    scheduled: bool = True
+
+
+def _momentum(rate):
+    return optax.sgd(rate, momentum=0.9)
+
+
+_RULES = {
+    "sign_adam": _Rule(optax.adam, sign=True),
+    "adam": _Rule(optax.adam, sign=False),
+    "mom_pgd": _Rule(_momentum, sign=True, relative=True),
+    "mom_sgd": _Rule(_momentum, sign=False, relative=True),
+    "pgd": _Rule(optax.sgd, sign=True, relative=True, per_channel=True, scheduled=False),
+    "gd": _Rule(optax.sgd, sign=False, relative=True, per_channel=True, scheduled=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +103,10 @@ class Crafting:
             check.one_of(INITIAL, init=self.init)
 
 
+WITCHES_BREW = Crafting()
+"""The paper's main settings but for `std` and `augment`, which depend on the data."""
+
+
 def craft(
     victim: Victim, objective: Callable[[Victim], Objective], *, eps: float, crafting: Crafting
 ) -> Attack:
@@ -87,7 +118,7 @@ def craft(
       eps: L-infinity radius, pixel units (8/255).
       crafting: settings of the loop.
 
-    Returns: an Attack; run it for `crafting.steps`.
+    Returns: an Attack whose `num_steps` are `crafting.steps`.
     """
     space = per_sample(Budget("linf", eps), init=_initial(crafting))
     hypergrad = at_surrogate(
@@ -95,7 +126,8 @@ def craft(
     )
     if crafting.ensemble > 1:
         hypergrad = over.over_ensemble(hypergrad, crafting.ensemble, aux_axis=0)
-    return bilevel(space, hypergrad, update_rule(crafting, eps))
+    attack = bilevel(space, hypergrad, update_rule(crafting, eps))
+    return attack._replace(num_steps=crafting.steps)
 
 
 def update_rule(crafting: Crafting, eps: float | Float[Array, ""]) -> optax.GradientTransformation:
@@ -139,33 +171,6 @@ def update_rule(crafting: Crafting, eps: float | Float[Array, ""]) -> optax.Grad
     return optax.chain(
         _scaled(crafting.ensemble * std), *sign, rule.make(rate), _scaled(std * unit)
     )
-
-
-class _Rule(NamedTuple):
-    """How a rule is made of its rate, and how the rate is stated.
-
-    `relative`: to the radius in normalized units, their mean over channels unless `per_channel`.
-    """
-
-    make: Callable[[Any], optax.GradientTransformation]
-    sign: bool
-    relative: bool = False
-    per_channel: bool = False
-    scheduled: bool = True
-
-
-def _momentum(rate):
-    return optax.sgd(rate, momentum=0.9)
-
-
-_RULES = {
-    "sign_adam": _Rule(optax.adam, sign=True),
-    "adam": _Rule(optax.adam, sign=False),
-    "mom_pgd": _Rule(_momentum, sign=True, relative=True),
-    "mom_sgd": _Rule(_momentum, sign=False, relative=True),
-    "pgd": _Rule(optax.sgd, sign=True, relative=True, per_channel=True, scheduled=False),
-    "gd": _Rule(optax.sgd, sign=False, relative=True, per_channel=True, scheduled=False),
-}
 
 
 def _scaled(factor) -> optax.GradientTransformation:

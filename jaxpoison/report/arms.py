@@ -1,5 +1,6 @@
 """The training sets of an experiment: attacks to run, poisons that are stored already, controls."""
 
+import dataclasses
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +100,7 @@ class Stored(NamedTuple):
 def arm(
     factory: Callable[..., Attack],
     *parts: Any,
-    num_steps: int = 1,
+    num_steps: int | None = None,
     budget: Budget,
     expect: str,
     restarts: int = 1,
@@ -108,14 +109,16 @@ def arm(
 ) -> Arm:
     """The arm of `factory(*parts, **options)`; its settings are all options, defaults included.
 
-    Functions among the options are kept by name, sequences as lists. An option `label_map` says
-    what the attacker wants victims to read, and a `Generator` among the arguments is the network
-    that the attack trains: both are noted, and kept with what is judged.
+    Functions among the options are kept by name, sequences as lists, dataclasses (`Crafting`) field
+    by field. An option `label_map` says what the attacker wants victims to read, and a `Generator`
+    among the arguments is the network that the attack trains: both are noted, and kept with what is
+    judged.
 
     Args:
       factory: an attack of `jaxpoison.attacks`.
       *parts: its positional arguments, such as the victim.
-      num_steps: steps to run; one is enough where there is nothing to optimize.
+      num_steps: steps to run; None is what the attack's schedule is laid out over
+        (`crafting.steps`), or one, which is enough where there is nothing to optimize.
       budget: what the stored images keep.
       expect: one line for the reader.
       restarts: independent runs, of which the one of the lowest loss is stored.
@@ -124,7 +127,8 @@ def arm(
       **options: its keyword arguments.
 
     Raises: InputError for an attack that trains a generator, and has not one network for it or
-      another `eps` than the budget: it could not be applied later as it was trained.
+      another `eps` than the budget: it could not be applied later as it was trained; for other
+      `num_steps` than those of a schedule, or than whole rounds of an attack that selects.
     """
     bound = inspect.signature(factory).bind(*parts, **options)
     bound.apply_defaults()
@@ -136,6 +140,13 @@ def arm(
     attack = factory(*parts, **options)
     network = None if attack.generator is None else _network(bound.arguments, budget)
     check.at_least(1, restarts=restarts)
+    if num_steps is None:
+        num_steps = attack.num_steps or 1
+    if attack.num_steps not in (None, num_steps):
+        raise InputError(
+            f"num_steps = {num_steps}; the schedule of {factory.__name__} is laid out over "
+            f"{attack.num_steps} steps"
+        )
     if num_steps % attack.round_steps:
         raise InputError(
             f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
@@ -210,6 +221,11 @@ def _setting(value: Any) -> Any:
     """An argument as JSON has it; `_UNSAID` where it has no name (a network, an optax rule)."""
     if value is None or isinstance(value, _PLAIN):
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _setting(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+        return {name: setting for name, setting in fields.items() if setting is not _UNSAID}
     if isinstance(value, Generator):
         return {"name": value.name, "options": {k: _setting(v) for k, v in value.options}}
     if hasattr(value, "__qualname__"):

@@ -1,0 +1,41 @@
+"""The arm of an attack that is crafted: its steps and settings come from its `Crafting`."""
+
+import dataclasses
+import json
+
+import pytest
+
+import jaxpoison as jp
+from jaxpoison.attacks import Crafting
+from jaxpoison.perturb import Budget
+from jaxpoison.report import arm
+from jaxpoison.types import InputError
+
+VICTIM = jp.models.mlp((4, 4, 1), 2, hidden=(2,))
+HOW = {"eps": 0.1, "budget": Budget("linf", 0.1), "expect": "reads the target as wanted"}
+
+
+def matching(**options):
+    return arm(jp.attacks.gradient_matching, VICTIM, **HOW, **options)
+
+
+def test_an_arm_takes_its_steps_from_the_crafting():
+    assert matching(crafting=Crafting(steps=7)).num_steps == 7
+    assert matching(crafting=Crafting(steps=7), restarts=2).attack.num_steps == 7
+    assert matching().num_steps == 250
+    assert matching(crafting=Crafting(steps=7), num_steps=7).num_steps == 7
+    with pytest.raises(InputError) as error:
+        matching(crafting=Crafting(steps=7), num_steps=8)
+    line = "num_steps = 8; the schedule of gradient_matching is laid out over 7 steps"
+    assert str(error.value) == line
+    assert arm(jp.attacks.random_noise, **HOW).num_steps == 1
+
+
+def test_the_settings_of_an_arm_have_every_field_of_its_crafting():
+    crafting = Crafting(steps=7, std=(0.2,), augment=jp.data.augment.shift_flip())
+    settings = matching(crafting=crafting).settings
+    written = json.loads(json.dumps(settings))
+    assert written["attack"] == "gradient_matching" and written["eps"] == 0.1
+    fields = dataclasses.asdict(crafting) | {"std": [0.2], "augment": crafting.augment.__qualname__}
+    assert written["crafting"] == fields
+    assert matching().settings["crafting"]["tau"] == 0.1
