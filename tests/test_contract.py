@@ -118,6 +118,12 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
         ),
         "linf", 0.1,
     ),
+    "metapoison_at_surrogate": (
+        lambda e: jp.attacks.metapoison_at_surrogate(
+            victim(), eps=e, crafting=jp.attacks.Crafting(steps=3, batch_size=6)
+        ),
+        "linf", 0.1,
+    ),
     "bilevel_unrolled": (
         lambda e: availability(lambda p: jp.hypergrad.unrolled(p, steps=2), e), "linf", 0.1,
     ),

@@ -11,6 +11,7 @@ from jaxpoison.attacks.generator_store import (
 )
 from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
+from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_surrogate
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
@@ -34,6 +35,7 @@ __all__ = [
     "keep_best",
     "load_generator",
     "lsp",
+    "metapoison_at_surrogate",
     "one_pixel",
     "poison_dataset",
     "random_noise",

@@ -18,7 +18,7 @@ from jaxpoison import check, over
 from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.data.augment import Augmentation
 from jaxpoison.hypergrad import at_surrogate
-from jaxpoison.perturb import Budget, per_sample
+from jaxpoison.perturb import Budget, at_clean, per_sample
 from jaxpoison.types import Attack, InputError, Objective, Victim
 
 __all__ = ["WITCHES_BREW", "Crafting", "craft", "update_rule"]
@@ -108,7 +108,12 @@ WITCHES_BREW = Crafting()
 
 
 def craft(
-    victim: Victim, objective: Callable[[Victim], Objective], *, eps: float, crafting: Crafting
+    victim: Victim,
+    objective: Callable[[Victim], Objective],
+    *,
+    eps: float,
+    crafting: Crafting,
+    clean_gradient: bool = False,
 ) -> Attack:
     """The attack that minimizes an objective of its poisons at trained surrogates.
 
@@ -117,12 +122,16 @@ def craft(
       objective: of a network.
       eps: L-infinity radius, pixel units (8/255).
       crafting: settings of the loop.
+      clean_gradient: gradients are taken at the clean images, see `perturb.at_clean`.
 
     Returns: an Attack whose `num_steps` are `crafting.steps`.
     """
     space = per_sample(Budget("linf", eps), init=_initial(crafting))
     hypergrad = at_surrogate(
-        objective(victim), space, batch_size=crafting.batch_size, augment=crafting.augment
+        objective(victim),
+        at_clean(space) if clean_gradient else space,
+        batch_size=crafting.batch_size,
+        augment=crafting.augment,
     )
     if crafting.ensemble > 1:
         hypergrad = over.over_ensemble(hypergrad, crafting.ensemble, aux_axis=0)

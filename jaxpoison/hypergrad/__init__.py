@@ -1,5 +1,6 @@
 """Rules for the gradient of the outer loss: `Bilevel -> Hypergrad`, interchangeable."""
 
+from jaxpoison.hypergrad.adaptation import adaptation
 from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
@@ -13,6 +14,7 @@ from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
     "Aimed",
+    "adaptation",
     "alternating",
     "at_surrogate",
     "clean_batch",

@@ -1,5 +1,6 @@
 """What the attacker may change: budgets, projections, and perturbation spaces."""
 
+from jaxpoison.perturb.at_clean import at_clean
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
 from jaxpoison.perturb.generator import generated, generator, moving
@@ -15,6 +16,7 @@ from jaxpoison.perturb.projections import (
 
 __all__ = [
     "Budget",
+    "at_clean",
     "class_wise",
     "generated",
     "generator",
