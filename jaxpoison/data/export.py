@@ -17,7 +17,7 @@ from jaxpoison import check
 from jaxpoison.data.folder import staged
 from jaxpoison.data.manifest import MANIFEST, Manifest
 from jaxpoison.data.poisoned import read
-from jaxpoison.data.sources import class_names, load
+from jaxpoison.data.sources import class_names, load, some_classes
 from jaxpoison.data.tfds import some_of
 from jaxpoison.data.tfds_write import png, write_tfds
 from jaxpoison.types import InputError
@@ -228,6 +228,10 @@ def _base_indices(poison: _Poison, rows: np.ndarray) -> np.ndarray:
         raise InputError("no row may be changed; the benchmark wants poisons")
     source = poison.manifest.source
     split, bounds = some_of(str(source["split"]))
+    if some_classes(str(source["name"]))[1]:
+        raise InputError(
+            f"the source is {source['name']}; base indices can be given for all classes together"
+        )
     if str(source["name"]).endswith(".npz"):
         return base
     if "[" in split or "+" in split:

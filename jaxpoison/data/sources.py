@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -91,7 +92,8 @@ def load(
 
     Args:
       name: "digits"; or a path ending in ".npz", which holds one split, so `split` is not read;
-        or a set kept as `<data_dir>/<name>-<split>.npz`; or else a set of TFDS.
+        or a set kept as `<data_dir>/<name>-<split>.npz`; or else a set of TFDS. "NAME[2,5,0]" is
+        the rows of these classes in what `split` says of NAME, with labels 0, 1, 2.
       split: "train", "test" or what else the set has; also rows of it, "train[:1000]".
       data_dir: folder of npz files or of prepared TFDS sets; None is TFDS' default.
 
@@ -102,6 +104,9 @@ def load(
       InputError, one line, with the nearest match for an unknown name; see `from_npz` and
       `from_tfds`.
     """
+    whole, classes = some_classes(name)
+    if classes:
+        return _of_classes(load(whole, split, data_dir), classes, name)
     if name == "digits":
         return _rows(digits, split)
     if name.endswith(".npz"):
@@ -132,11 +137,40 @@ def class_names(
     Returns:
       L names, or None where nothing names them: npz files, and sets that TFDS does not know.
     """
+    whole, classes = some_classes(name)
+    if classes:
+        names = class_names(whole, data_dir)
+        known = names is not None and max(classes) < len(names)
+        return tuple(names[c] for c in classes) if known else None
     if name == "digits":
         return tuple("0123456789")
     if name.endswith(".npz"):
         return None
     return tfds_class_names(name, data_dir)
+
+
+def some_classes(name: str) -> tuple[str, tuple[int, ...]]:
+    """("NAME", (2, 5, 0)) of "NAME[2,5,0]", (name, ()) of other names.
+
+    Raises: InputError for a class named twice.
+    """
+    match = re.fullmatch(r"(.+)\[(\d{1,6}(?:,\d{1,6})*)\]", name, re.ASCII)
+    if match is None:
+        return name, ()
+    classes = tuple(map(int, match[2].split(",")))
+    if len(set(classes)) < len(classes):
+        raise InputError(f"{name} names a class twice; name each once")
+    return match[1], classes
+
+
+def _of_classes(dataset: Dataset, classes: tuple[int, ...], name: str) -> Dataset:
+    label = np.asarray(dataset.label)
+    found = label == np.reshape(classes, (-1, 1))
+    if not found.any(axis=1).all():
+        absent = classes[int(np.argmin(found.any(axis=1)))]
+        raise InputError(f"{name}: no image of class {absent} is in this split")
+    rows = np.flatnonzero(found.any(axis=0))
+    return checked(dataset.image[rows], found.argmax(axis=0)[rows], source=name)
 
 
 def _rows(read: Callable[[str], Dataset], split: str) -> Dataset:

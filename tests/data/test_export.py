@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -32,14 +33,14 @@ def sets(channels=3):
     return Dataset(clean, label), Dataset(dirty, label)
 
 
-def write(path, split="train", channels=3, **options):
+def write(path, split="train", channels=3, name="toy", **options):
     """A poison folder at `path`, and its source as npz files beside it."""
     clean, dirty = sets(channels)
     for part in ("train", "test"):
         rows = slice(None, None, 1 if part == "train" else -1)
         np.savez(path.parent / f"toy-{part}.npz", image=clean.image[rows], label=clean.label[rows])
     options = {"norm": "linf", "eps": 8 / 255, "index": [1, 4, 10], "settings": {}} | options
-    source = {"name": "toy", "split": split, "data_dir": str(path.parent)}
+    source = {"name": name, "split": split, "data_dir": str(path.parent)}
     folder.write(path, poisoned=dirty, clean=clean, attack="toy", source=source, **options)
     return path
 
@@ -193,13 +194,14 @@ def test_benchmark_takes_the_target_of_the_manifest_and_counts_from_the_whole_sp
         ({}, -1, "target = -1; it must be at least 0"),
         ({"split": "train+test"}, 0, "base indices can be given for a whole split or a slice"),
         ({"split": "train[:50%]"}, 0, "base indices can be given for a whole split or a slice"),
+        ({"name": "toy[1,0]"}, 0, "the source is toy[1,0]; base indices can be given for all"),
         ({"index": [1, 4, 10, 11], "rows": "added",
           "source_rows": [*range(11), -1]}, 0, "1 rows were added"),
     ],
 )  # fmt: skip
 def test_what_the_benchmark_cannot_hold_is_one_line(tmp_path, options, target, message):
     poison = write(tmp_path / "p", **options)
-    with pytest.raises(InputError, match=message.replace("+", r"\+")):
+    with pytest.raises(InputError, match=re.escape(message)):
         data.export(poison, "benchmark", tmp_path / "out", target=target)
     assert not (tmp_path / "out").exists()
 

@@ -117,6 +117,21 @@ def test_load_finds_digits_npz_and_folders(tmp_path):
     _one_line(["'val'", "train, test"], data.load, "digits", "val")
 
 
+def test_load_takes_some_classes_under_new_labels(tmp_path):
+    whole = data.digits("train")
+    label = np.asarray(whole.label[:200])
+    part = data.load("digits[7,0,3]", "train[:200]")
+    rows = [i for i in range(200) if label[i] in (7, 0, 3)]
+    assert [(7, 0, 3)[y] for y in part.label] == [int(label[i]) for i in rows]
+    np.testing.assert_array_equal(part.image, whole.image[:200][np.array(rows)])
+    assert data.class_names("digits[7,0,3]") == ("7", "0", "3")
+    assert data.class_names(str(tmp_path / "own.npz[1]")) is None
+    assert data.class_names("digits[0,10]") is None
+    _one_line("digits[3,3] names a class twice", data.load, "digits[3,3]")
+    _one_line("digits[3,10]: no image of class 10 is in this split", data.load, "digits[3,10]")
+    _one_line("did you mean", data.load, "digit[3]", "train", tmp_path)
+
+
 def test_load_takes_rows_of_a_split_as_tfds_writes_them(tmp_path):
     whole = data.digits("train")
     part = data.load("digits", "train[10:30]")
