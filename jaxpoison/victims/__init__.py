@@ -36,6 +36,14 @@ from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
 from jaxpoison.victims.streamed import judge_streamed, streamed_training
 from jaxpoison.victims.train import training, victim_training
+from jaxpoison.victims.transfer import (
+    Transfer,
+    TransferSplit,
+    fine_tuning,
+    linear_transfer,
+    transfer,
+    transfer_training,
+)
 
 __all__ = [
     "Assessment",
@@ -47,11 +55,14 @@ __all__ = [
     "Recipe",
     "Similarity",
     "Trained",
+    "Transfer",
+    "TransferSplit",
     "accuracy",
     "adversarial_learner",
     "assess",
     "assess_robust",
     "confusion",
+    "fine_tuning",
     "fit_classical",
     "head_mask",
     "hits",
@@ -61,6 +72,7 @@ __all__ = [
     "judge_fits",
     "judge_streamed",
     "learner",
+    "linear_transfer",
     "load",
     "logits",
     "new_head",
@@ -74,5 +86,7 @@ __all__ = [
     "targeted",
     "trades_learner",
     "training",
+    "transfer",
+    "transfer_training",
     "victim_training",
 ]

@@ -57,19 +57,21 @@ def new_head(
                 "the pretrained variables are of another network: before its last layer an array "
                 f"is {jnp.shape(old)}, not {fresh.shape}"
             )
-        return jnp.asarray(old, fresh.dtype) if used else fresh
+        return jnp.array(old, fresh.dtype) if used else fresh
 
     return jax.tree.map(choose, used, fresh, variables)
 
 
-def part(values: Any, mask: Any, *, of: bool = True) -> Any:
-    """The leaves whose mask is `of`; None, which has no leaves, in the place of the others."""
-    return jax.tree.map(lambda wanted, x: x if wanted == of else None, mask, values)
+def part(values: Any, mask: Any) -> tuple[list[Any], list[Any]]:
+    """The leaves whose mask is True, and the others, both in the order of the tree."""
+    pairs = list(zip(jax.tree.leaves(values), jax.tree.leaves(mask), strict=True))
+    return [x for x, own in pairs if own], [x for x, own in pairs if not own]
 
 
-def join(one: Any, other: Any) -> Any:
-    """The tree of which `one` and `other` are the two parts."""
-    return jax.tree.map(lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None)
+def join(mask: Any, own: Sequence[Any], others: Sequence[Any]) -> Any:
+    """The tree of which `own` and `others` are the two parts."""
+    first, second = iter(own), iter(others)
+    return jax.tree.map(lambda is_own: next(first if is_own else second), mask)
 
 
 def _used(victim: Victim, image_shape: Sequence[int]) -> Variables:

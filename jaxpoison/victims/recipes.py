@@ -312,8 +312,8 @@ def witches_brew_fine_tuning(
 ) -> Recipe:
     """`witches_brew` at 0.001 of its rate, for all weights of a pretrained network.
 
-    Its linear transfer, the last layer alone in eval mode, is `witches_brew` itself. Training here
-    starts from fresh weights and moves all of them: this is the recipe, not yet the scenario.
+    The training is `victims.fine_tuning`. The code's linear transfer, the last layer alone in eval
+    mode, is `witches_brew` itself, with `victims.linear_transfer`.
     """
     recipe = witches_brew(epochs=epochs, network=network, data=data)
     return dataclasses.replace(
@@ -334,7 +334,7 @@ def poisoning_benchmark(*, epochs: int = 200) -> Recipe:
 def poisoning_benchmark_transfer(*, epochs: int = 40) -> Recipe:
     """Schwarzschild et al. 2021, transfer: rate 0.01, x 0.1 at 3/4, for the last layer alone.
 
-    Training here moves all weights: this is the recipe, not yet the scenario.
+    The training is `victims.linear_transfer`.
     """
     recipe = dataclasses.replace(
         poisoning_benchmark(epochs=epochs),
