@@ -18,6 +18,7 @@ from jaxpoison.types import InputError, Scenario
 __all__ = [
     "NORMS",
     "at_least",
+    "distinct_rows",
     "fraction",
     "nearest",
     "number",
@@ -121,19 +122,23 @@ def rows(data: Any) -> None:
     """
     if not isinstance(data, Scenario) or isinstance(data.index, jax.core.Tracer):
         return
-    index, num = data.index, len(data.train.label)
+    distinct_rows("scenario.index", data.index, len(data.train.label))
+
+
+def distinct_rows(name: str, index: Any, num: int) -> None:
+    """An integer array of one axis that names rows of `num`, each at most once."""
     if not isinstance(index, jax.Array | np.ndarray) or index.ndim != 1 or index.dtype.kind != "i":
         kind = getattr(index, "dtype", type(index).__name__)
-        raise InputError(f"scenario.index is {kind}; it must be an array of whole numbers [P]")
+        raise InputError(f"{name} is {kind}; it must be an array of whole numbers [P]")
     index = np.asarray(index)
     if not index.size:
         return
     if index.min() < 0 or index.max() >= num:
         raise InputError(
-            f"scenario.index runs from {index.min()} to {index.max()}; allowed are 0 to {num - 1}"
+            f"{name} runs from {index.min()} to {index.max()}; allowed are 0 to {num - 1}"
         )
     if len(np.unique(index)) != len(index):
-        raise InputError("scenario.index names a row twice; each row may stand in it once")
+        raise InputError(f"{name} names a row twice; each row may stand in it once")
 
 
 def some_rows(scenario: Scenario) -> None:

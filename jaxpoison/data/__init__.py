@@ -1,9 +1,9 @@
 """Labeled images: sources, checks, augmentations, and data made from a key."""
 
-from jaxpoison.data import augment, poisoned, rounding, synthetic
+from jaxpoison.data import augment, poisoned, rounding, setups, synthetic
 from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.export import export
-from jaxpoison.data.setups import Setup
+from jaxpoison.data.setups import Setup, without_targets
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
@@ -25,7 +25,9 @@ __all__ = [
     "poison_rows",
     "poisoned",
     "rounding",
+    "setups",
     "split_validation",
     "stream",
     "synthetic",
+    "without_targets",
 ]

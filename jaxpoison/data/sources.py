@@ -16,7 +16,7 @@ from jaxpoison.types import Dataset, InputError
 
 __all__ = ["class_names", "digits", "from_npz", "from_tfds", "load"]
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     EOFError,
@@ -80,7 +80,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
         raise
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as .npz: {check.one_line(error)}") from error
     return checked(image, label, source=str(path))
 
