@@ -249,7 +249,9 @@ def from_benchmark(path: str | os.PathLike[str]) -> list[Setup]:
         (wanted) and base_indices [S, P] (training rows, in the published order).
 
     Returns:
-      S setups (the benchmark has 100 a file), named after the file: "cifar10_from_scratch-007".
+      S setups (the benchmark has 100 a file), named after the file: "cifar10_from_scratch-007". A
+      training row that a setup names twice (cifar10_transfer_learning 078 and 084 do) counts once,
+      where it stands first.
 
     Errors:
       InputError for a missing or damaged file, or arrays that are not these.

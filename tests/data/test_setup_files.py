@@ -55,6 +55,14 @@ def test_arrays(tmp_path):
     assert [setup.name for setup in found] == ["my_set-000", "my_set-001"]
 
 
+def test_a_row_named_twice_counts_once_where_it_stands_first(tmp_path):
+    entries = [dict(entry, **{"base indices": np.array([9, 4, 9, 2, 4])}) for entry in ENTRIES]
+    np.savez(tmp_path / "s.npz", **columns(entries))
+    (tmp_path / "p").write_bytes(pickle.dumps(entries))
+    for found in (setups.from_benchmark(tmp_path / "s.npz"), setups.from_pickle(tmp_path / "p")):
+        assert found[1].poison_rows.tolist() == [9, 4, 2]
+
+
 FIRST = {
     "cifar10_from_scratch": (500, 7, 3, 7762, [2386, 37215, 23942, 15836, 14070, 41601]),
     "cifar10_transfer_learning": (25, 4, 7, 9139, [30330, 7829, 47673]),
@@ -68,7 +76,8 @@ def test_the_hundred_published_setups(shared_data, name):
     num, true, wanted, target, first = FIRST[name]
     found = setups.from_benchmark(shared_data / "setups" / f"{name}.npz")
     assert [setup.name for setup in found] == [f"{name}-{i:03d}" for i in range(100)]
-    assert {len(setup.poison_rows) for setup in found} == {num}
+    twice = {78, 84} if name == "cifar10_transfer_learning" else set()
+    assert [len(setup.poison_rows) for setup in found] == [num - (i in twice) for i in range(100)]
     assert found[0].poison_rows[: len(first)].tolist() == first
     assert (found[0].true[0], found[0].wanted[0], found[0].target_rows[0]) == (
         true, wanted, target,
@@ -182,7 +191,6 @@ def hostile(tmp_path):
         "number keys": ([{1: 2}], "a dict whose keys are no text"),
         "a truth": ([dict(ENTRIES[0], **{"base class": True})], "is no whole number"),
         "a text": (setup("abc"), "base indices are a list or an array"),
-        "twice": (setup([1, 1]), "no base index, or one twice"),
         "none": (setup([]), "base indices are a list or an array"),
         "negative": (setup([-1]), "outside 0 to 2147483647"),
         "beyond": ([dict(ENTRIES[0], **{"target index": 2**40})], "outside 0 to 2147483647"),
@@ -267,7 +275,7 @@ def test_changed_bytes_are_refused_or_give_setups(tmp_path):
         ({"base_class": np.zeros(3, int)}, "allowed are integers"),
         ({"base_indices": np.zeros(2, int)}, "allowed are integers"),
         ({"base_indices": np.zeros((2, 6))}, "allowed are integers"),
-        ({"base_indices": np.zeros((2, 6), int)}, "setup 0 has no base index, or one twice"),
+        ({"base_indices": np.zeros((2, 0), int)}, "setup 0 has no base index"),
         ({"base_indices": np.zeros((2, 6), object)}, "cannot be read"),
         ({"target_index": np.array([-1, 2])}, "setup 0 has a class or row outside"),
     ],
