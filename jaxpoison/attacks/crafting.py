@@ -74,6 +74,7 @@ class Crafting:
         `perturb.per_sample`. What is drawn is projected, onto the image box too (the paper's code
         does so after the first step only).
       augment: of the poisons at every step, (key, image) -> image; None for none.
+      full_data: as in `hypergrad.at_surrogate`.
 
     Errors:
       InputError: a value that cannot be used; the message says what is allowed.
@@ -90,6 +91,7 @@ class Crafting:
     ensemble: int = 1
     init: Any = "normal"
     augment: Augmentation | None = None
+    full_data: bool = False
 
     def __post_init__(self):
         check.at_least(1, steps=self.steps, batch_size=self.batch_size, ensemble=self.ensemble)
@@ -132,6 +134,7 @@ def craft(
         at_clean(space) if clean_gradient else space,
         batch_size=crafting.batch_size,
         augment=crafting.augment,
+        full_data=crafting.full_data,
     )
     if crafting.ensemble > 1:
         hypergrad = over.over_ensemble(hypergrad, crafting.ensemble, aux_axis=0)

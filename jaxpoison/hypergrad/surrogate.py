@@ -26,6 +26,7 @@ def at_surrogate(
     *,
     batch_size: int = 512,
     augment: Augmentation | None = None,
+    full_data: bool = False,
 ) -> Hypergrad:
     """D objective / d theta at the surrogate of `scenario.aux`, whose parameters do not move.
 
@@ -33,15 +34,21 @@ def at_surrogate(
     one may be smaller). Every batch has the whole aim to itself: its rows' gradient is that of its
     own value. The outer loss is the mean of the values over batches.
 
+    With `full_data` the batches are those of an ordinary epoch instead: all N training rows, newly
+    shuffled at every step. The objective then reads clean images along with the poisons among them,
+    and the outer loss is the mean over the batches that hold a poison.
+
     Args:
       objective: its value and image gradient.
       space: how theta enters the images.
       batch_size: B.
-      augment: of the poisons, drawn anew for every image and step; None for none.
+      augment: of the images of a batch, drawn anew for every image and step; None for none.
+      full_data: batches of the whole training set.
 
     Returns: a Hypergrad whose phi is `Aimed`.
     Raises: InputError for batch_size < 1; at init if `scenario.aux` or `scenario.index` is empty.
-    Source: Geiping et al. 2021, released code (batches).
+    Cost: one `value_and_grad` per batch; memory of one batch and two thetas.
+    Source: Geiping et al. 2021, released code (batches, full_data).
     """
     check.at_least(1, batch_size=batch_size)
 
@@ -54,45 +61,45 @@ def at_surrogate(
 
     def estimate(key, theta, phi, scenario):
         rows = scenario.index
-        image, pull = jax.vjp(lambda theta: space.apply(theta, scenario, rows).image, theta)
+        if full_data:
+            key, order_key = jax.random.split(key)
+            rows = jax.random.permutation(order_key, scenario.train.label.shape[0])
 
-        def one(job):
-            number, rows, image = job
+        def one(number, rows):
             augment_key, own_key = jax.random.split(jax.random.fold_in(key, number))
-            batch = space.apply(lax.stop_gradient(theta), scenario, rows)
-            back = None
-            if augment is not None:
-                image, back = jax.vjp(lambda x: augment(augment_key, x), image)
-            batch = batch._replace(image=image)
-            value, gradient = objective.value_and_grad(
-                own_key, phi.variables, phi.aim, batch, scenario
-            )
-            return value, gradient if back is None else back(gradient)[0]
 
-        values, gradient = _in_batches(one, rows, image, batch_size)
-        return pull(gradient)[0], phi, jnp.mean(values)
+            def images(theta):
+                batch = space.apply(theta, scenario, rows)
+                image = batch.image if augment is None else augment(augment_key, batch.image)
+                return image, batch
+
+            image, pull, batch = jax.vjp(images, theta, has_aux=True)
+            value, gradient = objective.value_and_grad(
+                own_key, phi.variables, phi.aim, batch._replace(image=image), scenario
+            )
+            counts = jnp.any(jnp.isin(rows, scenario.index)) if full_data else jnp.array(True)
+            counts = counts.astype(value.dtype)
+            return pull(gradient)[0], counts * value, counts
+
+        gradient, value, count = _over_batches(one, rows, batch_size)
+        return gradient, phi, value / count
 
     return Hypergrad(init, estimate)
 
 
-def _in_batches(one, rows, image, size):
-    """`one` of each batch in turn; the values [K], the gradients as one array of the P rows."""
-    num = rows.shape[0]
-    full, rest = num // size, num % size
-    values, gradients = [], []
+def _over_batches(one, rows, size):
+    """The sum of one(number, rows of that batch) over batches."""
+    full, rest = divmod(rows.shape[0], size)
+    if not rest:
+        full, rest = full - 1, size
+    total = one(full, rows[full * size :])
     if full:
-        cut = full * size
-        shape = (full, size)
-        jobs = (
-            jnp.arange(full),
-            rows[:cut].reshape(shape),
-            image[:cut].reshape(*shape, *image.shape[1:]),
-        )
-        value, gradient = lax.map(one, jobs)
-        values.append(value)
-        gradients.append(gradient.reshape(cut, *image.shape[1:]))
-    if rest:
-        value, gradient = one((full, rows[num - rest :], image[num - rest :]))
-        values.append(value[None])
-        gradients.append(gradient)
-    return jnp.concatenate(values), jnp.concatenate(gradients)
+        shapes = jax.tree.map(jnp.zeros_like, total)
+        jobs = (jnp.arange(full), rows[: full * size].reshape(full, size))
+        before, _ = lax.scan(lambda s, job: (_add(s, one(*job)), None), shapes, jobs)
+        total = _add(before, total)
+    return total
+
+
+def _add(a, b):
+    return jax.tree.map(jnp.add, a, b)

@@ -1,0 +1,453 @@
+"""Gradient matching against hand formulas, PyTorch's double backward, differences in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxpoison import models, tree
+from jaxpoison.hypergrad import at_surrogate, matching
+from jaxpoison.hypergrad.matching_losses import LOSSES, margin
+from jaxpoison.models import layers
+from jaxpoison.perturb import Budget, per_sample
+from jaxpoison.types import Batch, Dataset, InputError, Scenario, Variables
+from tests import oracles
+from tests.attacks import tiny
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def flat(tensors):
+    return jnp.concatenate([jnp.ravel(x) for x in tensors])
+
+
+def length(x):
+    return jnp.sqrt(jnp.sum(x**2))
+
+
+def cosine(a, b):
+    return jnp.sum(a * b) / (length(a) * length(b))
+
+
+def largest(t, p, num):
+    order = sorted(range(len(t)), key=lambda i: -float(length(jnp.ravel(t[i]))))[:num]
+    some = flat([p[i] for i in order])
+    return 1 - jnp.sum(flat([t[i] for i in order]) * some) / (length(flat(t)) * length(some))
+
+
+def narrow(t, p, last):
+    extra = sum(jnp.sum(x**2) for x, head in zip(p, last, strict=True) if head)
+    return 1 - cosine(flat(t), flat(p)) + 0.5 * extra / length(flat(t))
+
+
+FORMULAS = {
+    "similarity": lambda t, p, last: 1 - cosine(flat(t), flat(p)),
+    "top5-similarity": lambda t, p, last: largest(t, p, 5),
+    "top10-similarity": lambda t, p, last: largest(t, p, 10),
+    "top20-similarity": lambda t, p, last: largest(t, p, 20),
+    "similarity-narrow": narrow,
+    "scalar_product": lambda t, p, last: -jnp.sum(flat(t) * flat(p)) / length(flat(t)),
+    "cosine1": lambda t, p, last: (
+        -sum(cosine(a, b) for a, b in zip(t, p, strict=True)) / length(flat(t))
+    ),
+    "SE": lambda t, p, last: 0.5 * jnp.sum((flat(t) - flat(p)) ** 2) / length(flat(t)),
+    "MSE": lambda t, p, last: (
+        sum(jnp.mean((a - b) ** 2) for a, b in zip(t, p, strict=True)) / length(flat(t))
+    ),
+}
+
+
+def test_every_loss_has_a_formula_here():
+    assert set(FORMULAS) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_each_loss_is_its_formula(x64, name):
+    """12 tensors of different sizes, so that the 5 and 10 largest leave some out."""
+    rng = np.random.RandomState(0)
+    shapes = [(3, 2), (4,), (2, 2, 2), (1,), (5, 3), (7,)] * 2
+    t = [jnp.asarray(rng.randn(*s) * (i + 1)) for i, s in enumerate(shapes)]
+    p = [jnp.asarray(rng.randn(*s)) + 0.3 * x for x, s in zip(t, shapes, strict=True)]
+    last = [False] * 10 + [True] * 2
+    value, slope = jax.value_and_grad(lambda p: LOSSES[name](t, p, last))(p)
+    expected, want = jax.value_and_grad(lambda p: FORMULAS[name](t, p, last))(p)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(flat(slope), flat(want), rtol=1e-9, atol=1e-14)
+
+
+def test_the_direction_of_similarity_is_the_closed_form(x64):
+    """v = - t / (||t|| ||p||) + <t, p> p / (||t|| ||p||^3)."""
+    t, p = (np.random.RandomState(i).randn(9) for i in (1, 2))
+    slope = jax.grad(lambda p: LOSSES["similarity"]([jnp.asarray(t)], [p], [False]))(jnp.asarray(p))
+    n_t, n_p = np.linalg.norm(t), np.linalg.norm(p)
+    np.testing.assert_allclose(slope, -t / (n_t * n_p) + (t @ p) * p / (n_t * n_p**3), rtol=1e-12)
+
+
+def test_similarity_of_parallel_opposite_and_orthogonal_gradients_and_its_invariance():
+    t = [jnp.array([3.0, 0.0]), jnp.array([[4.0]])]
+    similarity = functools.partial(LOSSES["similarity"], last=[False, False])
+    for scale in (1e-6, 0.5, 300.0):
+        for sign, expected in ((1, 0), (-1, 2)):
+            p = [sign * scale * x for x in t]
+            np.testing.assert_allclose(similarity(t, p), expected, atol=1e-6)
+        orthogonal = [scale * jnp.array([0.0, 7.0]), jnp.array([[0.0]])]
+        np.testing.assert_allclose(similarity(t, orthogonal), 1, atol=1e-6)
+
+
+def test_the_margin_leaves_the_wanted_class_out_and_stops_at_minus_100():
+    logits = jnp.array([[1.0, 3.0, 2.0], [5.0, 1.0, -4.0], [150.0, 0.0, 1.0]])
+    wanted = jnp.array([2, 0, 0])
+    np.testing.assert_allclose(margin(logits, wanted), [1.0, -4.0, -100.0])
+    slope = jax.grad(lambda z: jnp.sum(margin(z, wanted)))(logits)
+    np.testing.assert_allclose(slope, [[0, 1, -1], [-1, 1, 0], [0, 0, 0]])
+
+
+# --- a smooth net in closed form -----------------------------------------------------------------
+
+
+@functools.cache
+def smooth():
+    """(net, weights, scenario of 8 images with two targets) in float64."""
+    with jax.enable_x64(True):
+        victim, data = oracles.smooth_victim(), oracles.tiny_scenario()
+        goal = Dataset(data.goal.image[:2], data.goal.label[:2])
+        variables = victim.init(KEY)
+        return victim, variables, data._replace(goal=goal, aux=variables)
+
+
+def batch_of(scenario, image=None):
+    rows = scenario.index
+    image = scenario.train.image[rows] if image is None else image
+    return Batch(image, scenario.train.label[rows], jnp.ones(len(rows)), rows)
+
+
+def numpy_gradients(variables, image, label):
+    """[v, w], tensors in the order of the tree, of the mean cross-entropy, by hand."""
+    w, v = np.asarray(variables.params["w"]), np.asarray(variables.params["v"])
+    _, _, at_w, at_v = tiny.losses_and_gradients(w, v, np.asarray(image), np.asarray(label))
+    return [at_v / len(label), at_w / len(label)]
+
+
+def evaluator(scenario, *, victim=None, **options):
+    """Images of the poisons -> (B, dB/dx), compiled."""
+    objective = matching(victim or smooth()[0], **options)
+
+    @jax.jit
+    def both(scenario, image):
+        aim = objective.aim(KEY, scenario.aux, scenario)
+        batch = batch_of(scenario, image)
+        return objective.value_and_grad(KEY, scenario.aux, aim, batch, scenario)
+
+    return lambda image: both(scenario, image)
+
+
+def evaluate(scenario, image=None, **options):
+    image = scenario.train.image[scenario.index] if image is None else image
+    return evaluator(scenario, **options)(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "targets"),
+    [
+        ("similarity", "all", "mean"),
+        ("similarity-narrow", "all", "each"),
+        ("similarity-narrow", "head", "mean"),
+        ("SE", "head", "each"),
+    ],
+)
+def test_the_value_is_the_formula_of_gradients_taken_by_hand(x64, name, params, targets):
+    _, variables, data = smooth()
+    keep, last = (slice(0, 1), [True]) if params == "head" else (slice(0, 2), [True, False])
+
+    def gradients(part):
+        return numpy_gradients(variables, part.image, part.label)[keep]
+
+    p = gradients(batch_of(data))
+    ones = [Dataset(data.goal.image[j : j + 1], data.goal.label[j : j + 1]) for j in (0, 1)]
+    aims = ones if targets == "each" else [data.goal]
+    expected = sum(FORMULAS[name](gradients(aim), p, last) for aim in aims)
+    value, _ = evaluate(data, loss=name, params=params, targets=targets)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
+def test_targets_with_a_margin_and_without_a_wanted_class(x64):
+    _, variables, data = smooth()
+    p = numpy_gradients(variables, batch_of(data).image, batch_of(data).label)
+    t = numpy_gradients(variables, data.goal.image, data.goal.label)
+    away = FORMULAS["similarity"]([-x for x in t], p, None)
+    value, _ = evaluate(data, target_loss="untargeted")
+    np.testing.assert_allclose(value, away, rtol=1e-10)
+    w, v = (np.asarray(variables.params[name]) for name in "wv")
+    logits, hidden = tiny.forward(w, v, np.asarray(data.goal.image))
+    own = np.eye(3)[np.asarray(data.goal.label)]
+    other = np.eye(3)[np.argmax(np.where(own, -np.inf, logits), axis=1)]
+    t_v = hidden.T @ (other - own) / 2
+    value, _ = evaluate(data, target_loss="margin", params="head")
+    np.testing.assert_allclose(value, FORMULAS["similarity"]([t_v], p[:1], None), rtol=1e-10)
+
+
+def test_poisons_that_are_the_target_match_it_and_oppose_it_where_it_is_untargeted(x64):
+    _, _, data = smooth()
+    same = data._replace(goal=Dataset(*batch_of(data)[:2]))
+    np.testing.assert_allclose(evaluate(same)[0], 0, atol=1e-12)
+    np.testing.assert_allclose(evaluate(same, target_loss="untargeted")[0], 2, rtol=1e-12)
+
+
+def test_the_further_terms_are_the_loss_and_the_gradient_norm_of_the_poisons(x64):
+    _, variables, data = smooth()
+    batch = batch_of(data)
+    w, v = (np.asarray(variables.params[name]) for name in "wv")
+    losses = tiny.losses_and_gradients(w, v, np.asarray(batch.image), np.asarray(batch.label))[0]
+    size = length(flat(numpy_gradients(variables, batch.image, batch.label)))
+    more = evaluate(data, centreg=0.7, normreg=0.2)[0] - evaluate(data)[0]
+    np.testing.assert_allclose(more, 0.7 * losses.mean() + 0.2 * size, rtol=1e-10)
+
+
+VARIANTS = {
+    **{name: {"loss": name} for name in LOSSES},
+    "head": {"params": "head"},
+    "each": {"targets": "each", "loss": "SE"},
+    "margin": {"target_loss": "margin"},
+    "further terms": {"centreg": 0.7, "normreg": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_image_gradient_is_central_differences(x64, name):
+    _, _, data = smooth()
+    image = data.train.image[data.index]
+    both = evaluator(data, **VARIANTS[name])
+    _, gradient = both(image)
+    expected = oracles.central_differences(lambda x: both(x)[0], np.asarray(image))
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
+# --- a convolutional net with BatchNorm ----------------------------------------------------------
+
+
+class Small(nn.Module):
+    """(conv 3x3, BatchNorm, ReLU) twice, an average pool of 2 between them, mean, linear."""
+
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = x.astype(self.dtype)
+        for i, width in enumerate((4, 6)):
+            x = layers.conv(x, width, 3, padding=1, use_bias=False, dtype=self.dtype)
+            x = nn.relu(layers.batch_norm(x, train=train, dtype=self.dtype))
+            x = layers.avg_pool(x, 2) if i == 0 else x
+        x = x.mean((1, 2))
+        self.sow("intermediates", "features", x)
+        return layers.logits(x, 3, dtype=self.dtype)
+
+
+def wave(number, shape):
+    return np.sin(0.7 * np.arange(np.prod(shape)) + number).reshape(shape)
+
+
+@functools.cache
+def small(dtype=jnp.float32):
+    """(net, scenario: 4 poisons and 2 targets), weights and images from sines."""
+    victim = models.adapt(Small(dtype), (6, 6, 1))
+    shapes = jax.eval_shape(victim.init, KEY)
+    order = ["conv0", "conv1", "dense", "bias", "scale0", "bias0", "scale1", "bias1"]
+    order += ["mean0", "var0", "mean1", "var1"]
+    leaves = {
+        "conv0": (3, 3, 1, 4), "conv1": (3, 3, 4, 6), "dense": (6, 3), "bias": (3,),
+    }  # fmt: skip
+
+    def value(name):
+        shape = leaves.get(name, (4,) if name.endswith("0") else (6,))
+        w = wave(order.index(name), shape)
+        if name.startswith(("scale", "var")):
+            return 1 + 0.3 * w if name.startswith("scale") else 0.5 + w**2
+        if name.startswith(("mean", "bias")):
+            return 0.2 * w
+        return w / np.sqrt(np.prod(shape[:-1]))
+
+    def fill(path, leaf):
+        names = [str(part.key) for part in path]
+        if leaf.ndim == 4:
+            found = "conv0" if leaf.shape[2] == 1 else "conv1"
+        elif leaf.ndim == 2:
+            found = "dense"
+        elif leaf.shape == (3,):
+            found = "bias"
+        else:
+            found = names[-1] + ("0" if leaf.shape == (4,) else "1")
+        assert value(found).shape == leaf.shape
+        return jnp.asarray(value(found), jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, shapes.params)
+    stats = jax.tree_util.tree_map_with_path(fill, shapes.stats)
+    image = 0.5 + 0.4 * wave(20, (6, 6, 6, 1)) * np.cos(np.arange(6))[:, None, None, None]
+    image, label = jnp.asarray(image, jnp.float32), jnp.array([0, 1, 2, 0, 1, 2])
+    goal = Dataset(image[4:], jnp.array([2, 0]))
+    variables = Variables(params, stats)
+    return victim, Scenario(Dataset(image, label), goal, jnp.arange(4), variables)
+
+
+# (B, sum_d cos(d) dB/dx[n, d] of the four poisons): the same net, weights and images in PyTorch
+# 2.13 in float64, dB/dx by double backward
+PYTORCH = [
+    ({}, 0.5716972, (-0.00179585, -0.00487747, 0.00786517, -0.00154242)),
+    ({"loss": "SE"}, 0.2064562, (-0.000429777, -0.00107829, 0.00177683, -0.000369568)),
+    (
+        {"target_loss": "margin", "targets": "each"},
+        1.932054,
+        (-0.00180953, -0.00512451, 0.0080903, -0.00162474),
+    ),
+    ({"params": "head"}, 0.5051635, (-0.000598035, -0.00502749, 0.00648025, -0.000455783)),
+]
+
+
+@pytest.mark.parametrize(("options", "value", "probes"), PYTORCH)
+def test_loss_and_gradient_of_a_convolutional_net_are_those_of_pytorch(options, value, probes):
+    victim, data = small()
+    got, gradient = evaluate(data, victim=victim, **options)
+    np.testing.assert_allclose(got, value, rtol=2e-6)
+    got = gradient.reshape(4, -1) @ jnp.cos(jnp.arange(36.0))
+    np.testing.assert_allclose(got, probes, rtol=1e-4, atol=1e-7)
+
+
+def test_forward_over_reverse_is_reverse_over_reverse():
+    victim, data = small()
+    image, label = batch_of(data)[:2]
+
+    def gradient(image, label):
+        def loss(params):
+            logits, _ = victim.apply(Variables(params, data.aux.stats), image, train=False)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+        return jax.tree.leaves(jax.grad(loss)(data.aux.params))
+
+    def bound(image):
+        return FORMULAS["similarity"](gradient(*data.goal), gradient(image, label), None)
+
+    want = jax.jit(jax.grad(bound))(image)
+    _, got = evaluate(data, victim=victim)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(jnp.abs(want).max()))
+
+
+def test_a_bfloat16_network_keeps_everything_else_in_float32():
+    """Also where p is tiny, so that v is huge: every label fits, the logits are large."""
+    (victim, data), (half, _) = small(), small(jnp.bfloat16)
+    weights = jax.tree.map(lambda x: 40 * x if x.shape == (6, 3) else x, data.aux.params)
+    logits = victim.apply(data.aux._replace(params=weights), data.train.image, train=False)[0]
+    sure = data._replace(
+        aux=data.aux._replace(params=weights),
+        train=data.train._replace(label=jnp.argmax(logits, axis=1).astype(jnp.int32)),
+    )
+    value, gradient = evaluate(sure, victim=victim)
+    low, low_gradient = evaluate(sure, victim=half)
+    assert low.dtype == low_gradient.dtype == jnp.float32
+    np.testing.assert_allclose(low, value, atol=0.01)
+    assert tree.cosine(low_gradient, gradient) > 0.99
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def halves(scenario):
+    return [scenario._replace(index=rows) for rows in jnp.split(scenario.index, [3])]
+
+
+def test_two_batches_are_two_matchings_in_fixed_order(x64):
+    victim, _, data = smooth()
+    space = per_sample(Budget("linf", 0.1))
+    theta = jnp.asarray(np.random.RandomState(0).uniform(-0.1, 0.1, (5, 3, 3, 1)))
+    hypergrad = at_surrogate(matching(victim), space, batch_size=3)
+    phi = hypergrad.init(KEY, data)
+    gradient, after, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, data)
+    values, parts = [], []
+    for part, delta in zip(halves(data), jnp.split(theta, [3]), strict=True):
+        value, slope = evaluate(part, part.train.image[part.index] + delta)
+        values.append(value)
+        parts.append(slope)
+    np.testing.assert_allclose(gradient, jnp.concatenate(parts), rtol=1e-9)
+    np.testing.assert_allclose(loss, np.mean(values), rtol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, after, phi)
+
+
+def test_many_batches_are_the_same_batches(x64):
+    """Through the loop: batches of one, each of them a matching of a single image."""
+    victim, _, data = smooth()
+    hypergrad = at_surrogate(matching(victim), per_sample(Budget("linf", 0.1)), batch_size=1)
+    theta = jnp.zeros((5, 3, 3, 1))
+    phi = hypergrad.init(KEY, data)
+    gradient, _, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, data)
+    single = [evaluate(data._replace(index=data.index[i : i + 1])) for i in range(5)]
+    np.testing.assert_allclose(gradient, jnp.concatenate([g for _, g in single]), rtol=1e-9)
+    np.testing.assert_allclose(loss, np.mean([v for v, _ in single]), rtol=1e-12)
+
+
+def test_full_data_reads_clean_images_with_the_poisons(x64):
+    """One batch of all rows: p is of all of them, the gradient of the poisons among them."""
+    victim, variables, data = smooth()
+    space = per_sample(Budget("linf", 0.1))
+    theta = jnp.asarray(np.random.RandomState(0).uniform(-0.1, 0.1, (5, 3, 3, 1)))
+    hypergrad = at_surrogate(matching(victim), space, batch_size=8, full_data=True)
+    phi = hypergrad.init(KEY, data)
+    gradient, _, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, data)
+    whole = data._replace(index=jnp.arange(8))
+    image = data.train.image.at[data.index].add(theta)
+    value, slope = evaluate(whole, image)
+    np.testing.assert_allclose(gradient, slope[data.index], rtol=1e-9)
+    np.testing.assert_allclose(loss, value, rtol=1e-12)
+    t = numpy_gradients(variables, *data.goal)
+    p = numpy_gradients(variables, image, data.train.label)
+    np.testing.assert_allclose(loss, FORMULAS["similarity"](t, p, None), rtol=1e-10)
+
+
+def test_full_data_shuffles_and_leaves_batches_without_a_poison_out_of_the_loss(x64):
+    victim, _, data = smooth()
+    one = data._replace(index=jnp.array([6]))
+    hypergrad = at_surrogate(
+        matching(victim), per_sample(Budget("linf", 0.1)), batch_size=1, full_data=True
+    )
+    phi = hypergrad.init(KEY, one)
+    _, _, loss = jax.jit(hypergrad.estimate)(KEY, jnp.zeros((1, 3, 3, 1)), phi, one)
+    np.testing.assert_allclose(loss, evaluate(one)[0], rtol=1e-10)
+    wide = at_surrogate(
+        matching(victim), per_sample(Budget("linf", 0.1)), batch_size=4, full_data=True
+    )
+    losses = [
+        jax.jit(wide.estimate)(jax.random.key(k), jnp.zeros((1, 3, 3, 1)), phi, one)[2]
+        for k in range(3)
+    ]
+    assert len({float(x) for x in losses}) > 1
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "cos"}, "loss = 'cos'; allowed are similarity,"),
+        ({"target_loss": "ce"}, "target_loss = 'ce'; allowed are cross_entropy,"),
+        ({"targets": "all"}, "targets = 'all'; allowed are mean, each"),
+        ({"params": "last"}, "params = 'last'; allowed are all, head"),
+        ({"centreg": -1.0}, "centreg = -1.0; it must be"),
+        ({"normreg": float("nan")}, "normreg = nan; it must be"),
+    ],
+)
+def test_bad_values_are_named(options, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        matching(smooth()[0], **options)
+
+
+def test_a_network_without_a_last_layer_cannot_be_matched_there():
+    _, _, data = smooth()
+    victim, variables, _ = smooth()
+    headless = victim._replace(features=lambda v, x: victim.apply(v, x, train=False)[0])
+    objective = matching(headless, params="head")
+    with pytest.raises(InputError, match="no last layer"):
+        objective.aim(KEY, variables, data)
