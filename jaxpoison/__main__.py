@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, subcommand
@@ -281,9 +281,16 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("made", f"{manifest.date_utc} on {manifest.device}, {_seconds(manifest.wall_time_s)}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in manifest.versions.items())),
         ("files", ", ".join(manifest.files)),
-        *((f"  {name}", str(value)) for name, value in manifest.extra.items()),
+        *((f"  {name}", _brief(value)) for name, value in manifest.extra.items()),
     ]
     return facts
+
+
+def _brief(value: Any) -> str:
+    """A long list by its head and its length."""
+    if not isinstance(value, list) or len(value) <= 10:
+        return str(value)
+    return f"[{', '.join(map(str, value[:5]))}, ...], {len(value)} in all"
 
 
 def _budget(manifest: Manifest) -> str:

@@ -57,8 +57,11 @@ def export(
       `tfds.data_source("poison_<name>", split="train", data_dir=out)`.
     - "benchmark": what the public poisoning benchmark (Schwarzschild et al. 2021) keeps in three
       pickles, as arrays: poisons.npz (image, label of the changed rows), base_indices.npy (their
-      rows in the clean training set), target.npz (image and true label of the target). README.md
-      has the lines that make the pickles.
+      rows in the clean training set), target.npz (image and true label of the target). The rows are
+      in the order that the manifest gives under extra["poison_rows"] (`Setup.extra`), without it
+      ascending. One target a folder. README.md has the lines that make the pickles.
+
+    Delta and rows alone need no export: they are delta.npy and mask.npy of the poison folder.
 
     Args:
       path: the poison folder; a damaged one is refused.
@@ -66,7 +69,8 @@ def export(
       out: the folder to make. None: `<name>-<to>` in the current directory, with the poison
         folder's name.
       target: "benchmark" only: row of the target image in `target_split` of the source. None: as
-        the manifest says under extra["target"] = {"split": ..., "row": ...}.
+        the manifest says under extra["target"] = {"split": ..., "row": ...}; a poison with several
+        targets needs the choice of one.
       target_split: "benchmark" only: the split of `target`; None is "test".
       data_dir: "benchmark" only: folder of the source data set; None is as in the manifest.
 
@@ -191,7 +195,7 @@ def _tfds(poison: _Poison, folder: pathlib.Path) -> str:
 
 
 def _benchmark(poison: _Poison, folder: pathlib.Path) -> str:
-    rows = np.flatnonzero(poison.mask)
+    rows = _poison_rows(poison)
     base = _base_indices(poison, rows)
     np.savez(folder / "poisons.npz", image=poison.image[rows], label=poison.label[rows])
     np.save(folder / "base_indices.npy", base, allow_pickle=False)
@@ -203,17 +207,36 @@ def _benchmark(poison: _Poison, folder: pathlib.Path) -> str:
 
 _BENCHMARK = """\
 poisons.npz: image [P, H, W, C] and label [P] of the changed rows; base_indices.npy: [P], their rows
-in the clean training set; target.npz: image [H, W, C] and its true label. The benchmark asks for
-changes below 9/255 (this poison: {norm} {eps}) and counts rows in torchvision's order of the data
-set. Its three pickles, made in FOLDER:
+in the clean training set, in the same order; target.npz: image [H, W, C] and its true label. The
+benchmark asks for changes below 9/255 (this poison: {norm} {eps}) and counts rows in torchvision's
+order of the data set. Its three pickles, made in FOLDER (numpy and pillow):
 
-    p, b, t = (np.load(f) for f in ("poisons.npz", "base_indices.npy", "target.npz"))
+    import pickle
+    from pathlib import Path
+    import numpy as np
+    from PIL import Image
+
+    p, t = np.load("poisons.npz"), np.load("target.npz")
     picture = lambda x: Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x)
     poisons = [(picture(x), int(y)) for x, y in zip(p["image"], p["label"])]
     Path("poisons.pickle").write_bytes(pickle.dumps(poisons))
-    Path("base_indices.pickle").write_bytes(pickle.dumps(b))
+    Path("base_indices.pickle").write_bytes(pickle.dumps(np.load("base_indices.npy")))
     Path("target.pickle").write_bytes(pickle.dumps((picture(t["image"]), int(t["label"]))))
 """
+
+
+def _poison_rows(poison: _Poison) -> np.ndarray:
+    """The rows that may change, in the order in which they were chosen if the manifest has it."""
+    rows = np.flatnonzero(poison.mask)
+    stated = poison.manifest.extra.get("poison_rows")
+    if stated is None:
+        return rows
+    ordered = np.asarray(stated) if isinstance(stated, list) else np.zeros(0)
+    if not np.array_equal(np.sort(ordered), rows):
+        raise InputError(
+            "the manifest's extra.poison_rows are not the rows that mask.npy marks, in any order"
+        )
+    return ordered
 
 
 def _base_indices(poison: _Poison, rows: np.ndarray) -> np.ndarray:
@@ -246,7 +269,12 @@ def _target(
     manifest: Manifest, row: int | None, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[np.ndarray, int]:
     """The target image and its true label, from the source data set."""
-    stated = manifest.extra.get("target")
+    stated, several = (manifest.extra.get(name) for name in ("target", "targets"))
+    if row is None and isinstance(several, dict):
+        raise InputError(
+            f"this poison has several targets, rows {several.get('rows')} of split "
+            f"{several.get('split')}; the benchmark holds one: name it, --target ROW"
+        )
     if row is None and isinstance(stated, dict):
         row, split = stated.get("row"), str(stated.get("split"))
     if row is None:

@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -151,7 +153,30 @@ def test_tfds_is_read_by_data_source_and_by_load(tmp_path, channels, monkeypatch
     assert data.class_names("poison_my_poison", out) == names
 
 
-def test_benchmark_arrays_are_its_three_and_its_pickles_follow(poison, tmp_path, monkeypatch):
+READ = """
+import pickle, sys
+import numpy as np
+from PIL import Image
+poisons, base, target = (
+    pickle.load(open(f"{name}.pickle", "rb")) for name in ("poisons", "base_indices", "target")
+)
+assert type(poisons) is list and all(isinstance(x, Image.Image) for x, _ in poisons)
+assert all(type(pair) is tuple and type(pair[1]) is int for pair in [*poisons, target])
+assert isinstance(target[0], Image.Image) and len(target) == 2 and base.dtype == np.int64
+np.savez("back.npz", image=[np.asarray(x) for x, _ in poisons], label=[y for _, y in poisons],
+         base=base, target=np.asarray(target[0]), true=target[1])
+"""  # as the benchmark reads its three files
+
+
+def pickled(out):
+    """The three pickles that the lines of README.md make in another process, as arrays."""
+    lines = (out / "README.md").read_text().split("\n    ", 1)[1].splitlines()
+    script = "\n".join(line.removeprefix("    ") for line in lines)
+    subprocess.run([sys.executable, "-c", script + READ], cwd=out, check=True, timeout=60)
+    return arrays(out / "back.npz")
+
+
+def test_benchmark_arrays_are_its_three_and_its_pickles_follow(poison, tmp_path):
     out = data.export(poison, "benchmark", tmp_path / "out", target=3)
     says_poisoned(out)
     clean, dirty = sets()
@@ -162,20 +187,35 @@ def test_benchmark_arrays_are_its_three_and_its_pickles_follow(poison, tmp_path,
     np.testing.assert_array_equal(poisons["label"], clean.label[base])
     np.testing.assert_array_equal(target["image"], clean.image[::-1][3])
     assert target["label"] == clean.label[::-1][3]
-    lines = (out / "README.md").read_text().split("    ", 1)[1].splitlines()
-    monkeypatch.chdir(out)
-    import pickle
+    back = pickled(out)
+    np.testing.assert_array_equal(back["image"], dirty.image[base])
+    assert (back["label"].tolist(), back["base"].tolist()) == ([1, 4, 10], [1, 4, 10])
+    np.testing.assert_array_equal(back["target"], target["image"])
+    assert back["true"] == target["label"]
 
-    names = {"np": np, "Image": Image, "pickle": pickle, "Path": pathlib.Path}
-    exec("\n".join(line.strip() for line in lines), names)
-    names["p"].close(), names["t"].close()
-    pictures = pickle.loads((out / "poisons.pickle").read_bytes())
-    assert [label for _, label in pictures] == [1, 4, 10]
-    np.testing.assert_array_equal(np.stack([np.asarray(x) for x, _ in pictures]), dirty.image[base])
-    np.testing.assert_array_equal(pickle.loads((out / "base_indices.pickle").read_bytes()), base)
-    picture, label = pickle.loads((out / "target.pickle").read_bytes())
-    np.testing.assert_array_equal(np.asarray(picture), target["image"])
-    assert type(label) is int and label == target["label"]
+
+def test_a_setup_is_exported_in_its_own_order_with_its_own_target(tmp_path, capsys):
+    setup = data.Setup("mine", *map(np.array, ([10, 1, 4], [2], [0], [9])))
+    extra = setup.extra() | {"many": list(range(500))}
+    poison = write(tmp_path / "p", extra=extra, channels=1)
+    out = data.export(poison, "benchmark", tmp_path / "out")
+    dirty = sets(1)[1]
+    back = pickled(out)
+    assert (back["base"].tolist(), back["label"].tolist()) == ([10, 1, 4], [10, 1, 4])
+    np.testing.assert_array_equal(back["image"], dirty.image[[10, 1, 4]].squeeze(3))
+    assert back["true"] == sets()[0].label[::-1][2]
+    assert main(["show", str(poison)]) == 0
+    shown = capsys.readouterr().out
+    assert "[10, 1, 4]\n" in shown and "[0, 1, 2, 3, 4, ...], 500 in all\n" in shown
+
+
+def test_of_several_targets_one_must_be_chosen(tmp_path):
+    setup = data.Setup("two", *map(np.array, ([10, 1, 4], [2, 5], [0, 0], [9, 6])))
+    poison = write(tmp_path / "p", extra=setup.extra())
+    with pytest.raises(InputError, match=r"several targets, rows \[2, 5\] of split test; the"):
+        data.export(poison, "benchmark", tmp_path / "out")
+    out = data.export(poison, "benchmark", tmp_path / "out", target=5)
+    assert arrays(out / "target.npz")["label"] == sets()[0].label[::-1][5]
 
 
 def test_benchmark_takes_the_target_of_the_manifest_and_counts_from_the_whole_split(tmp_path):
@@ -192,6 +232,8 @@ def test_benchmark_takes_the_target_of_the_manifest_and_counts_from_the_whole_sp
         ({}, None, "this poison names none: name its row in the test set, --target ROW"),
         ({}, 12, "target = 12; split 'test' of toy has 12 rows"),
         ({}, -1, "target = -1; it must be at least 0"),
+        ({"extra": {"poison_rows": [1, 4, 4]}}, 0, "extra.poison_rows are not the rows that"),
+        ({"extra": {"poison_rows": 3}}, 0, "extra.poison_rows are not the rows that"),
         ({"split": "train+test"}, 0, "base indices can be given for a whole split or a slice"),
         ({"split": "train[:50%]"}, 0, "base indices can be given for a whole split or a slice"),
         ({"name": "toy[1,0]"}, 0, "the source is toy[1,0]; base indices can be given for all"),
