@@ -31,6 +31,7 @@ from jaxpoison.victims.evaluate import (
 from jaxpoison.victims.head import head_mask, new_head
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
+from jaxpoison.victims.pretrain import pretrain
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
@@ -78,6 +79,7 @@ __all__ = [
     "new_head",
     "pgd",
     "poisoned_online",
+    "pretrain",
     "recipes",
     "save",
     "score_fits",

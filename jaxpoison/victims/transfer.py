@@ -5,15 +5,19 @@ compiled training serves every pretrained network of an architecture.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxpoison import check
+from jaxpoison.data.manifest import array_sha256
 from jaxpoison.types import (
     Dataset,
     InputError,
@@ -67,6 +71,13 @@ class Transfer:
 
     mode: str
     start: Variables
+
+    def facts(self) -> dict[str, str]:
+        """The mode and the SHA-256 of the pretrained arrays, which bind a run folder to them."""
+        leaves = jax.tree.leaves_with_path(self.start)
+        names = [[jax.tree_util.keystr(path), array_sha256(np.asarray(x))] for path, x in leaves]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return {"mode": self.mode, "start_sha256": digest}
 
     def data(self, split: Split) -> TransferSplit:
         """The split with the pretrained network, as the trainings here take it."""

@@ -244,3 +244,10 @@ def test_what_cannot_be_transferred_is_refused(tmp_path):
             process(make).init(KEY, TransferSplit(*rows, pretrained()))
     with pytest.raises(InputError, match="leading axis of networks"):
         process(fine_tuning).init(KEY, start(stacked))
+
+
+def test_a_transfer_knows_its_network_by_hash():
+    facts = transfer("linear", pretrained()).facts()
+    assert facts == transfer("linear", jax.tree.map(np.asarray, pretrained())).facts()
+    assert facts["start_sha256"] != transfer("linear", pretrained(seed=6)).facts()["start_sha256"]
+    assert facts | {"mode": "fine_tuning"} == transfer("fine_tuning", pretrained()).facts()

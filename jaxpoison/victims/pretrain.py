@@ -1,0 +1,114 @@
+"""Networks trained on other data beforehand, and kept, for victims and surrogates to start from."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from jaxpoison import hosts, loops, models, over
+from jaxpoison.data import saved
+from jaxpoison.data.verification import fingerprint
+from jaxpoison.types import InputError, Key, Split, Victim
+from jaxpoison.victims.recipe import Recipe
+from jaxpoison.victims.store import Card, Trained, load, save
+from jaxpoison.victims.train import victim_training
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    path: str | os.PathLike[str],
+    key: Key,
+    split: Split,
+    *,
+    network: str | Victim,
+    recipe: Recipe,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    num: int | None = None,
+    chunk: int | None = 1,
+    accumulate: int = 1,
+    console: Console | None = None,
+) -> Trained:
+    """Supervised pretraining into a folder of `save`; what is there already is loaded.
+
+    A killed pretraining goes on from its last checkpoint, kept beside the folder as
+    `<path>.training` until it is done.
+
+    Args:
+      path: the folder.
+      key: of the training; a folder that is there was made with whatever key.
+      split: the other data set; its test set is for the accuracy on the card alone.
+      network: its name in `models.create`, or a Victim.
+      recipe: how it is trained.
+      num_classes: L of these data.
+      options: keyword arguments of `models.create`.
+      num: R networks with a leading axis, each for a victim of its own; None for one without.
+      chunk: as in `over_restarts`.
+      accumulate: micro-batches per update.
+      console: of the progress bar; None is standard error.
+
+    Returns: as `load`; `transfer` takes it, or the path.
+    Raises: InputError as `victim_training` and `save`, and for a folder of another network, recipe
+      or training set.
+    """
+    folder, options = pathlib.Path(path), dict(options or {})
+    own = None if isinstance(network, str) else network
+    if hosts.first(folder.exists):
+        found = load(folder, victim=own)
+        _check_card(folder, found.card, network, options, recipe, split, num_classes, num)
+        return found
+    image_shape = split.train.image.shape[1:]
+    victim = own or models.create(str(network), image_shape, num_classes, **options)
+    process = victim_training(victim, recipe, len(split.train.label), accumulate=accumulate)
+    if num is not None:
+        process = over.spread(process, num, chunk=chunk)
+    unfinished = folder.with_name(f"{folder.name}.training")
+    state, info, _ = loops.run_chunks(
+        process,
+        key,
+        split,
+        num_steps=recipe.epochs,
+        directory=unfinished,
+        description=f"pretrain {folder.name}",
+        console=console,
+    )
+    save(
+        folder,
+        hosts.gather(state),
+        network=network,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        options=options,
+        recipe=recipe,
+        train=split.train,
+        accuracy=info.test_accuracy[-1].reshape(-1).tolist(),
+    )
+    hosts.first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+    return load(folder, victim=own)
+
+
+def _check_card(
+    folder: pathlib.Path,
+    card: Card,
+    network: str | Victim,
+    options: dict[str, Any],
+    recipe: Recipe,
+    split: Split,
+    num_classes: int,
+    num: int | None,
+) -> None:
+    name = network if isinstance(network, str) else None
+    kept = saved.typed_options(saved.plain_options(options))
+    wanted = {"network": name, "options": kept, "num_classes": num_classes, "num": num}
+    wanted |= {"recipe": recipe, "train": fingerprint(split.train)}
+    for field, value in wanted.items():
+        found = getattr(card, field)
+        if found != value:
+            raise InputError(
+                f"{folder} holds a network of another {field}: {found}, not {value}; use another "
+                "folder"
+            )
