@@ -89,6 +89,7 @@ def confuse(eps):
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
 GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
+BATCHES = jp.attacks.Crafting(steps=3, batch_size=6)
 ATTACKS = {  # name: (factory of eps, norm, eps)
     "random_noise": (lambda e: jp.attacks.random_noise(eps=e), "linf", 0.1),
     "random_noise_l2": (lambda e: jp.attacks.random_noise(eps=e, norm="l2"), "l2", 1.0),
@@ -118,6 +119,17 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
         ),
         "linf", 0.1,
     ),
+    "bullseye_polytope": (
+        lambda e: jp.attacks.bullseye_polytope(victim(), eps=e, crafting=BATCHES), "linf", 0.1,
+    ),
+    "mean_feature_collision": (
+        lambda e: jp.attacks.mean_feature_collision(victim(), eps=e, crafting=BATCHES),
+        "linf", 0.1,
+    ),
+    "feature_collision": (
+        lambda e: jp.attacks.feature_collision(victim(), eps=e, batch_size=6), "linf", 0.1,
+    ),
+    "watermark": (lambda e: jp.attacks.watermark(eps=e, std=0.2), "linf", 0.1),
     "metapoison_at_surrogate": (
         lambda e: jp.attacks.metapoison_at_surrogate(
             victim(), eps=e, crafting=jp.attacks.Crafting(steps=3, batch_size=6)

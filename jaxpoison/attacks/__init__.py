@@ -10,8 +10,14 @@ from jaxpoison.attacks.generator_store import (
     save_generator,
 )
 from jaxpoison.attacks.selection import keep_best
+from jaxpoison.attacks.targeted.bullseye_polytope import bullseye_polytope
+from jaxpoison.attacks.targeted.feature_collision import (
+    feature_collision,
+    mean_feature_collision,
+)
 from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
 from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_surrogate
+from jaxpoison.attacks.targeted.watermark import watermark
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
@@ -25,19 +31,23 @@ __all__ = [
     "GeneratorCard",
     "TrainedGenerator",
     "bilevel",
+    "bullseye_polytope",
     "closed_form",
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",
+    "feature_collision",
     "gradient_matching",
     "gue",
     "gue_adv",
     "keep_best",
     "load_generator",
     "lsp",
+    "mean_feature_collision",
     "metapoison_at_surrogate",
     "one_pixel",
     "poison_dataset",
     "random_noise",
     "save_generator",
+    "watermark",
 ]

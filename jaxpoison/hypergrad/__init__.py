@@ -2,6 +2,7 @@
 
 from jaxpoison.hypergrad.adaptation import adaptation
 from jaxpoison.hypergrad.alternating import alternating
+from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
 from jaxpoison.hypergrad.matching import matching
@@ -18,6 +19,7 @@ __all__ = [
     "alternating",
     "at_surrogate",
     "clean_batch",
+    "feature_objective",
     "frozen",
     "generator_game",
     "matching",

@@ -1,0 +1,221 @@
+"""Objectives in feature space: finite differences, a linear feature map, hand formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+import jaxpoison as jp
+from jaxpoison.attacks import Crafting
+from tests import oracles
+
+KEY = jax.random.key(0)
+SIDE, D = 3, 4
+
+
+def linear_victim():
+    """phi(x) = x A; its logits are not read."""
+
+    def init(key):
+        return jp.types.Variables({"a": jax.random.normal(key, (SIDE * SIDE, D))}, {})
+
+    def features(variables, image):
+        return image.reshape(image.shape[0], -1) @ variables.params["a"]
+
+    def apply(variables, image, *, train, key=None):
+        del train, key
+        return features(variables, image), variables.stats
+
+    return jp.Victim(init, apply, features)
+
+
+def scenario(victim, *, targets=2, poisons=4):
+    """Rows 5, 2, 0, 6 (, ...) may change; images in [0.2, 0.8], targets elsewhere."""
+    data = oracles.tiny_scenario()
+    rng = np.random.RandomState(3)
+    goal = jp.Dataset(
+        jnp.asarray(rng.uniform(0, 1, (targets, SIDE, SIDE, 1)), data.train.image.dtype),
+        jnp.zeros(targets, jnp.int32),
+    )
+    index = jnp.asarray([5, 2, 0, 6, 1, 3, 4, 7][:poisons], jnp.int32)
+    aux = victim.init(jax.random.key(7))
+    return jp.Scenario(data.train, goal, index, aux)
+
+
+def arrays(data):
+    """(clean rows that may change, targets) in float64, flat."""
+    clean = np.asarray(data.train.image, np.float64)[np.asarray(data.index)]
+    target = np.asarray(data.goal.image, np.float64)
+    return clean.reshape(len(clean), -1), target.reshape(len(target), -1)
+
+
+def tanh_features(data):
+    w = np.asarray(data.aux.params["w"], np.float64)
+    return lambda flat: np.tanh(flat @ w)
+
+
+def bullseye(poison, target):
+    t = target.mean(axis=0)
+    return np.linalg.norm(poison.mean(axis=0) - t) / np.linalg.norm(t)
+
+
+def mean_square(poison, target):
+    return np.mean((poison.mean(axis=0) - target.mean(axis=0)) ** 2)
+
+
+def collision(poison, target):
+    return np.mean((poison.mean(axis=0)[None] - target) ** 2)
+
+
+LOSSES = {
+    "bullseye_polytope": (jp.attacks.bullseye_polytope, {}, bullseye),
+    "bullseye_mean_square": (jp.attacks.bullseye_polytope, {"normalized": False}, mean_square),
+    "mean_feature_collision": (jp.attacks.mean_feature_collision, {}, collision),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradient_are_those_of_the_formula(x64, name):
+    """One step of plain gradient descent from zero, in two batches: each has its own mean."""
+    factory, options, loss = LOSSES[name]
+    victim = oracles.smooth_victim()
+    data = scenario(victim)
+    clean, target = arrays(data)
+    phi = tanh_features(data)
+    batches = (slice(0, 3), slice(3, 4))
+
+    def batch_loss(delta, rows):
+        return loss(phi(clean[rows] + delta.reshape(-1, clean.shape[1])), phi(target))
+
+    gradient = np.concatenate(
+        [
+            oracles.central_differences(lambda d, r=r: batch_loss(d, r), np.zeros_like(clean[r]))
+            for r in batches
+        ]
+    )
+    plain = {"optimizer": "gd", "init": "zero", "steps": 1, "batch_size": 3}
+    attack = factory(victim, eps=0.2, crafting=Crafting(**plain), **options)
+    state, info = jax.jit(attack.step)(KEY, attack.init(KEY, data), data)
+    rate = 0.2 * 0.1 * 3 / 512
+    np.testing.assert_allclose(
+        state.theta.reshape(clean.shape), -rate * gradient, rtol=1e-5, atol=1e-10
+    )
+    values = [batch_loss(np.zeros_like(clean[r]), r) for r in batches]
+    assert float(info.outer_loss) == pytest.approx(np.mean(values), rel=1e-6)
+
+
+def test_bullseye_reaches_the_optimum_of_a_linear_map():
+    """The mean feature moves by (mean delta) A: bounded least squares in mean delta."""
+    victim = linear_victim()
+    data = scenario(victim, targets=1)
+    clean, target = arrays(data)
+    eps = 0.05
+    a = np.asarray(data.aux.params["a"], np.float64)
+    t = target[0] @ a
+    best = optimize.lsq_linear(a.T, t - clean.mean(axis=0) @ a, bounds=(-eps, eps), tol=1e-12)
+    expected = np.linalg.norm(best.fun) / np.linalg.norm(t)
+    start = np.linalg.norm(clean.mean(axis=0) @ a - t) / np.linalg.norm(t)
+    assert 0.05 < expected < 0.9 * start  # the budget binds, and matters
+    crafting = Crafting(steps=150, tau=0.02)
+    attack = jp.attacks.bullseye_polytope(victim, eps=eps, crafting=crafting)
+    _, info = jp.run(attack, KEY, data, num_steps=150)
+    assert float(info.outer_loss[-1]) == pytest.approx(expected, rel=1e-3)
+
+
+def collided(attack, data, num_steps):
+    """States after 0, 1, ... steps and the infos."""
+    step = jax.jit(attack.step)
+    states, infos = [attack.init(KEY, data)], []
+    for _ in range(num_steps):
+        state, info = step(KEY, states[-1], data)
+        states.append(state)
+        infos.append(info)
+    return states, infos
+
+
+@pytest.mark.parametrize(("eps", "beta"), [(0.1, 0.0), (1.0, 0.5), (0.1, 0.5)])
+def test_collision_steps_are_those_of_a_linear_map(eps, beta):
+    """Each poison by itself, in a numpy loop: forward step, prox, clip, step size, stop."""
+    victim = linear_victim()
+    data = scenario(victim)
+    clean, target = arrays(data)
+    a = np.asarray(data.aux.params["a"], np.float64)
+    options = {"step_size": 0.15, "tolerance": 1e-3, "batch_size": 3}
+    attack = jp.attacks.feature_collision(victim, eps=eps, beta=beta, **options)
+    states, infos = collided(attack, data, 40)
+    low, high = np.maximum(-eps, -clean), np.minimum(eps, 1 - clean)
+    shrunk, stopped = 0, 0
+    for i in range(4):
+        goal = target[i % 2] @ a
+
+        def value(d, i=i, goal=goal):
+            return np.sum(((clean[i] + d) @ a - goal) ** 2) + beta / 2 * np.sum(d**2)
+
+        delta, size, done = np.clip(0.3 * (target[i % 2] - clean[i]), low[i], high[i]), 0.15, False
+        for state in states:
+            np.testing.assert_allclose(state.theta[i].ravel(), delta, atol=2e-5)
+            assert float(state.value[i]) == pytest.approx(value(delta), rel=1e-3, abs=1e-4)
+            assert bool(state.done[i]) == done
+            gradient = 2 * a @ ((clean[i] + delta) @ a - goal)
+            moved = np.clip((delta - size * gradient) / (1 + size * beta), low[i], high[i])
+            if done:
+                continue
+            if value(moved) > value(delta):
+                size, shrunk = 0.2 * size, shrunk + 1
+                continue
+            small = np.linalg.norm(moved - delta) < 1e-3 * np.linalg.norm(clean[i] + delta)
+            delta, done = moved, small
+        stopped += done
+    assert shrunk and stopped  # both rules were at work
+    assert float(infos[-1].done) == pytest.approx(np.mean(np.asarray(states[-1].done)))
+    values = np.array([info.outer_loss for info in infos])
+    assert np.all(np.diff(values) <= 1e-6)
+
+
+def test_collision_converges_to_the_closed_form(x64):
+    """min ||x A - t||^2 + beta / 2 ||x - b||^2: (2 A A^T + beta I) x = 2 A t + beta b."""
+    victim = linear_victim()
+    data = scenario(victim, targets=1)
+    clean, target = arrays(data)
+    a, beta = np.asarray(data.aux.params["a"], np.float64), 4.0
+    left = 2 * a @ a.T + beta * np.eye(len(a))
+    best = np.linalg.solve(left, (2 * a @ (target[0] @ a))[:, None] + beta * clean.T).T
+    assert best.min() > 0 and best.max() < 1  # the box does not bind
+    attack = jp.attacks.feature_collision(victim, eps=1.0, beta=beta, step_size=0.03, tolerance=0)
+    state, info = jp.run(attack, KEY, data, num_steps=200)
+    np.testing.assert_allclose(clean + state.theta.reshape(4, -1), best, atol=1e-6)
+    poisoned = attack.poison(state, data)
+    np.testing.assert_allclose(poisoned.image[data.index].reshape(4, -1), best, atol=1e-6)
+
+
+def test_a_target_that_is_not_a_number_spoils_its_own_poisons_alone():
+    """Row i has target i mod 2."""
+    victim = linear_victim()
+    data = scenario(victim)
+    spoiled = data._replace(goal=data.goal._replace(image=data.goal.image.at[1].set(jnp.nan)))
+    attack = jp.attacks.feature_collision(victim, eps=0.1)
+    states, infos = collided(attack, data, 3)
+    others, nothing = collided(attack, spoiled, 3)
+    assert bool(infos[0].finite) and not bool(nothing[0].finite)
+    np.testing.assert_array_equal(others[-1].theta[::2], states[-1].theta[::2])
+
+
+@pytest.mark.parametrize("std", [1.0, (0.25,), (0.2, 0.5, 0.1)])
+def test_watermark_is_the_blend_inside_the_ball_and_the_box(std):
+    rng = np.random.RandomState(0)
+    image = rng.uniform(0, 1, (6, 2, 2, 3)).astype(np.float32)
+    target = rng.randint(0, 256, (2, 2, 2, 3)).astype(np.uint8)
+    index = np.array([4, 1, 3, 0, 5])
+    train = jp.Dataset(jnp.asarray(image), jnp.zeros(6, jnp.int32))
+    goal = jp.Dataset(jnp.asarray(target), jnp.zeros(2, jnp.int32))
+    data = jp.Scenario(train, goal, jnp.asarray(index, jnp.int32))
+    attack = jp.attacks.watermark(eps=0.1, std=std)
+    state, _ = jp.run(attack, KEY, data, num_steps=1)
+    expected = image.copy()
+    for i, row in enumerate(index):
+        change = (target[i % 2] / 255 - image[row]) * (0.1 / np.asarray(std))
+        expected[row] = np.clip(image[row] + np.clip(change, -0.1, 0.1), 0, 1)
+    np.testing.assert_allclose(attack.poison(state, data).image, expected, atol=1e-6)
+    reached = np.isclose(np.abs(expected - image)[index], 0.1, atol=1e-6).any()
+    assert reached == (std != 1.0)
