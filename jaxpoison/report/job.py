@@ -1,7 +1,6 @@
 """The order of a job's work: check all, craft one set after another, judge every victim on each."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +23,8 @@ from jaxpoison.report.preparation import (
 from jaxpoison.report.probes import noise, wanted
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
-from jaxpoison.types import Dataset, Scenario, Split
-from jaxpoison.victims import Classical, victim_training
+from jaxpoison.types import Dataset, InputError, Scenario, Split
+from jaxpoison.victims import Classical
 
 __all__ = ["job"]
 
@@ -72,15 +71,18 @@ def job(
         jax.random.key(config.seed), 4
     )
     guides = [] if surrogate is None else [surrogate]
+    if any(one.transfer is not None for one in [*trainees.values(), *guides]):
+        raise InputError("transfer is for targeted runs; here networks start from scratch")
     split = check_split(split, [*trainees.values(), *guides])
     train, test = split
     index = rows(rows_key, config, train, arms)
-    training = functools.partial(_training, num=len(train.label), accumulate=accumulate, mesh=mesh)
+    how: dict[str, Any] = {"accumulate": accumulate, "mesh": mesh}
     repeat = over.spread if mesh is None else over.over_restarts
     trainings = {
-        name: repeat(training(one), config.victims, chunk=chunk) for name, one in trainees.items()
+        name: repeat(one.training(len(train.label), **how), config.victims, chunk=chunk)
+        for name, one in trainees.items()
     }
-    guide = None if surrogate is None else training(surrogate)
+    guide = None if surrogate is None else surrogate.training(len(train.label), **how)
     aux = () if surrogate is None else abstract(surrogate.victim)
     rehearse(arms, Scenario(train, train, index, aux), test, config.probes)
     study = Study(
@@ -224,10 +226,6 @@ class _Sets:
                 rounding=one.rounding,
             )
         return self._held_out[label]
-
-
-def _training(one: Trainee, *, num: int, accumulate: int, mesh: Mesh | None):
-    return victim_training(one.victim, one.recipe, num, accumulate=accumulate, mesh=mesh)
 
 
 def _targets(test: Dataset, label_map: tuple[int, ...] | None) -> Dataset | None:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,17 @@ from jaxpoison.report.arms import Arm, Stored
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.probes import HELD_OUT, everything
 from jaxpoison.report.study_config import StudyConfig
-from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
-from jaxpoison.victims import Recipe
+from jaxpoison.types import (
+    Dataset,
+    InputError,
+    Key,
+    Scenario,
+    Split,
+    Training,
+    Variables,
+    Victim,
+)
+from jaxpoison.victims import Recipe, Transfer, TransferSplit, transfer_training
 
 __all__ = ["Trainee", "abstract", "check_arms", "check_split", "rehearse", "rows"]
 
@@ -23,10 +32,26 @@ _TAKEN = {"clean": "clean training set", "surrogate": "network that attacks may 
 
 
 class Trainee(NamedTuple):
-    """A network and how it is trained."""
+    """A network and how it is trained.
+
+    Attributes:
+      victim: the network.
+      recipe: how it is trained.
+      transfer: the pretrained network that it starts from, see `victims.transfer`; None is from
+        scratch.
+    """
 
     victim: Victim
     recipe: Recipe
+    transfer: Transfer | None = None
+
+    def training(self, num_train: int, **options: Any) -> Training:
+        """`victims.transfer_training` over N = num_train rows; it takes `data` of a split."""
+        return transfer_training(self.transfer, self.victim, self.recipe, num_train, **options)
+
+    def data(self, split: Split) -> Split | TransferSplit:
+        """What that training takes: the split, with the pretrained network where there is one."""
+        return split if self.transfer is None else self.transfer.data(split)
 
 
 def check_split(split: Split, trainees: Iterable[Trainee]) -> Split:

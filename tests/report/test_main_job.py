@@ -238,7 +238,7 @@ def test_more_arms_and_more_attack_keys_trace_nothing_again(tmp_path):
 
 
 def test_a_mesh_spreads_the_batches_of_victims_and_surrogate(finished, tmp_path, monkeypatch):
-    module = importlib.import_module("jaxpoison.report.job")
+    module = importlib.import_module("jaxpoison.victims.transfer")
     meshes, train = [], module.victim_training
 
     def spy(*args, **options):

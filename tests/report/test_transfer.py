@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -207,3 +208,13 @@ def test_restarts_and_functions_are_among_the_settings_of_an_arm():
     single = arm(jp.attacks.lsp, num_classes=3, budget=BUDGET, expect="-")
     assert single.attack.single is None and "restarts" not in single.facts()
     assert dataclasses.is_dataclass(single.budget)
+
+
+def test_victims_that_start_from_a_pretrained_network_are_of_another_job(tmp_path):
+    network = jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=(6,))
+    start = jp.victims.transfer("linear", network.init(jax.random.key(0)))
+    warm = Trainee(network, recipes.small(epochs=1, batch_size=16), start)
+    with pytest.raises(InputError, match="transfer is for targeted runs"):
+        transfer_job("many", StudyConfig(runs=tmp_path), victims={"warm": warm},
+                     split=small_job.split(), source={}, arms=control(BUDGET),
+                     main="random-noise")  # fmt: skip
