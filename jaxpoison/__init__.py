@@ -1,8 +1,9 @@
 """Published data-poisoning attacks and the defenses against them, as pure functions in JAX."""
 
 from jaxpoison import attacks, check, data, hosts, hypergrad, models, perturb, tree, victims
+from jaxpoison.ensemble import over_ensemble, over_networks
 from jaxpoison.loops import NonFiniteError, run, run_chunks
-from jaxpoison.over import best_of, device_mesh, over_devices, over_ensemble, over_restarts, spread
+from jaxpoison.over import best_of, device_mesh, over_devices, over_restarts, spread
 from jaxpoison.types import (
     Attack,
     Batch,
@@ -54,6 +55,7 @@ __all__ = [
     "models",
     "over_devices",
     "over_ensemble",
+    "over_networks",
     "over_restarts",
     "perturb",
     "run",

@@ -1,8 +1,8 @@
-"""The same attack many times: restarts, ensembles, devices, and the choice among them.
+"""The same attack many times: restarts, devices, and the choice among them.
 
-A restart is a whole attack (R independent thetas); an ensemble lives inside one outer step (one
-theta, M followers). All take and give the contracts of `types`, so they nest. Keys are folded with
-the global index of the restart or member: nothing depends on the chunk or on the device count.
+A restart is a whole attack (R independent thetas); an ensemble (`ensemble.py`) lives inside one
+outer step (one theta, M followers). All take and give the contracts of `types`, so they nest. Keys
+are folded with the global index of the restart: nothing depends on the chunk or the device count.
 
 Several training sets (arms) of one shape go through the same process one after the other: the
 second compiles nothing. There is no mapping over arms, as one program for several wins nothing on
@@ -19,9 +19,9 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxpoison import check, tree
-from jaxpoison.types import Attack, Hypergrad, InputError, Streaming, Training
+from jaxpoison.types import Attack, InputError, Streaming, Training
 
-__all__ = ["best_of", "device_mesh", "over_devices", "over_ensemble", "over_restarts", "spread"]
+__all__ = ["best_of", "device_mesh", "over_devices", "over_restarts", "spread"]
 
 PyTree = Any
 Process = TypeVar("Process", Attack, Training)
@@ -42,7 +42,7 @@ def over_restarts(process: Process, num: int, *, chunk: int | None = 1) -> Proce
     """
     check.at_least(1, num=num)
     _check_repeatable(process)
-    each = _mapper(chunk)
+    each = mapper(chunk)
 
     def init(key, data):
         return each(lambda r: process.init(jax.random.fold_in(key, r), data), jnp.arange(num))
@@ -80,7 +80,7 @@ def over_devices(
         raise InputError(
             f"num = {num} restarts cannot be spread evenly over {size} devices of axis {axis!r}"
         )
-    each = _mapper(chunk)
+    each = mapper(chunk)
 
     def sharded(body, in_specs):
         return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=P(axis), check_vma=False)
@@ -143,54 +143,6 @@ def spread(process: Process, num: int, *, chunk: int | None = 1) -> Process:
     return over_devices(process, mesh, num)
 
 
-def over_ensemble(
-    hypergrad: Hypergrad, num: int, *, chunk: int | None = 1, aux_axis: int | None = None
-) -> Hypergrad:
-    """One theta against `num` followers: the mean of their gradients and outer losses.
-
-    Args:
-      hypergrad: the estimator of one member.
-      num: M.
-      chunk: as in `over_restarts`; with 1 the gradient is summed in the carry of a scan, so memory
-        does not grow with M.
-      aux_axis: 0 if `scenario.aux` is stacked over members (each sees its own), None if shared.
-
-    Returns: a Hypergrad whose phi has a leading axis M.
-    Raises: InputError for num < 1 or chunk < 1.
-    """
-    check.at_least(1, num=num)
-    check.one_of((None, 0), aux_axis=aux_axis)
-    each = _mapper(chunk)
-
-    def member(scenario, m):
-        return scenario if aux_axis is None else scenario._replace(aux=tree.take(scenario.aux, m))
-
-    def init(key, scenario):
-        def one(m):
-            return hypergrad.init(jax.random.fold_in(key, m), member(scenario, m))
-
-        return each(one, jnp.arange(num))
-
-    def estimate(key, theta, phi, scenario):
-        def one(m, phi_m):
-            return hypergrad.estimate(jax.random.fold_in(key, m), theta, phi_m, member(scenario, m))
-
-        if chunk == 1:
-            zero = jax.tree.map(jnp.zeros_like, theta)
-
-            def add(total, m_phi):
-                grad, phi_m, loss = one(*m_phi)
-                return jax.tree.map(jnp.add, total, grad), (phi_m, loss)
-
-            total, (phi, losses) = lax.scan(add, zero, (jnp.arange(num), phi))
-        else:
-            grads, phi, losses = each(lambda xs: one(*xs), (jnp.arange(num), phi))
-            total = jax.tree.map(lambda g: jnp.sum(g, axis=0), grads)
-        return jax.tree.map(lambda g: g / num, total), phi, jnp.mean(losses)
-
-    return Hypergrad(init, estimate)
-
-
 def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
     """The restart with the lowest outer loss at the last step (a NaN never wins).
 
@@ -240,7 +192,11 @@ def axis_size(mesh: Mesh, axis: str) -> int:
     return mesh.shape[axis]
 
 
-def _mapper(chunk: int | None) -> Callable[..., PyTree]:
+def mapper(chunk: int | None) -> Callable[..., PyTree]:
+    """`jax.lax.map` in groups of `chunk`: 1 for one after the other, None for all at once (vmap).
+
+    Raises: InputError for chunk < 1.
+    """
     if chunk is None:
         return lambda fn, xs: jax.vmap(fn)(xs)
     check.at_least(1, chunk=chunk)

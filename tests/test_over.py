@@ -1,4 +1,4 @@
-"""Restarts, ensembles and devices against plain python loops over the same keys."""
+"""Restarts and devices against plain python loops over the same keys."""
 
 import functools
 import re
@@ -212,50 +212,11 @@ def test_best_of_has_one_line_for_what_it_cannot_do():
     assert float(traced(jnp.asarray([5.0, 6.0]))) == 6
 
 
-def member_estimate():
-    """A member whose phi is its start; gradient = theta * phi + noise, loss = sum(phi)."""
-
-    def init(key, scenario):
-        return jax.random.normal(key, (3,)) * scenario.aux
-
-    def estimate(key, theta, phi, scenario):
-        noise = jax.random.normal(key, (3,))
-        return theta * phi + noise, phi + scenario.aux, jnp.sum(phi)
-
-    return jp.Hypergrad(init, estimate)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, None])
-@pytest.mark.parametrize("aux_axis", [None, 0])
-def test_an_ensemble_is_the_mean_over_its_members(chunk, aux_axis):
-    single, num = member_estimate(), 3
-    own = jnp.asarray([1.0, 2.0, 3.0])
-    scenario = jp.Scenario(None, None, None, aux=own if aux_axis == 0 else jnp.float32(2))  # type: ignore
-    theta = jnp.asarray([1.0, -1.0, 0.5])
-    ensemble = jp.over_ensemble(single, num, chunk=chunk, aux_axis=aux_axis)
-    phi = ensemble.init(KEY, scenario)
-    gradient, after, loss = jax.jit(ensemble.estimate)(KEY, theta, phi, scenario)
-    results = []
-    for m in range(num):
-        mine = scenario._replace(aux=own[m]) if aux_axis == 0 else scenario
-        key = jax.random.fold_in(KEY, m)
-        phi_m = single.init(key, mine)
-        np.testing.assert_allclose(phi[m], phi_m, rtol=1e-6)
-        results.append(single.estimate(key, theta, phi_m, mine))
-    gradients, phis, all_losses = map(np.stack, zip(*results, strict=True))
-    np.testing.assert_allclose(gradient, gradients.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(after, phis, rtol=1e-6)
-    np.testing.assert_allclose(loss, all_losses.mean(), rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("make", "line"),
     [
         (lambda: jp.over_restarts(walk(), 0), "num = 0; it must be at least 1"),
         (lambda: jp.over_restarts(walk(), 2, chunk=0), "chunk = 0; it must be at least 1"),
-        (lambda: jp.over_ensemble(member_estimate(), 0), "num = 0; it must be at least 1"),
-        (lambda: jp.over_ensemble(member_estimate(), 2, chunk=-1), "chunk = -1; "),
-        (lambda: jp.over_ensemble(member_estimate(), 2, aux_axis=1), "aux_axis = 1; allowed are"),
         (
             lambda: jp.over_devices(walk(), jp.device_mesh(4), 6),
             "num = 6 restarts cannot be spread evenly over 4 devices of axis 'restart'",

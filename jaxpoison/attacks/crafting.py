@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxpoison import check, over
+from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.data.augment import Augmentation
+from jaxpoison.ensemble import over_ensemble
 from jaxpoison.hypergrad import at_surrogate
 from jaxpoison.perturb import Budget, at_clean, per_sample
 from jaxpoison.types import Attack, InputError, Objective, Victim
@@ -68,7 +70,9 @@ class Crafting:
       std: per channel, pixel units: the unit in which the paper's code takes its steps, the data
         set's standard deviation; one number for all channels.
       batch_size: of the poisons, see `hypergrad.at_surrogate`; tau is scaled by batch_size / 512.
-      ensemble: K surrogates; above 1 `scenario.aux` is stacked over them.
+      ensemble: K surrogates; above 1 `scenario.aux` is stacked over them. The same augmented
+        poisons go through every one.
+      mesh: devices to spread the surrogates over, `device_mesh(axis="member")`; changes no bit.
       init: of the perturbation: "normal", eps N(0, I) (the paper's randn); "uniform" in the ball
         (rand); "zero"; "unit_normal", std N(0, I) (its normal); or a function as in
         `perturb.per_sample`. What is drawn is projected, onto the image box too (the paper's code
@@ -89,6 +93,7 @@ class Crafting:
     std: tuple[float, ...] = (1.0,)
     batch_size: int = REFERENCE_BATCH
     ensemble: int = 1
+    mesh: Mesh | None = None
     init: Any = "normal"
     augment: Augmentation | None = None
     full_data: bool = False
@@ -137,7 +142,9 @@ def craft(
         full_data=crafting.full_data,
     )
     if crafting.ensemble > 1:
-        hypergrad = over.over_ensemble(hypergrad, crafting.ensemble, aux_axis=0)
+        hypergrad = over_ensemble(
+            hypergrad, crafting.ensemble, aux_axis=0, shared=True, mesh=crafting.mesh
+        )
     attack = bilevel(space, hypergrad, update_rule(crafting, eps))
     return attack._replace(num_steps=crafting.steps)
 

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxpoison import over, victims
+from jaxpoison import victims
+from jaxpoison.ensemble import over_ensemble
 from jaxpoison.hypergrad import alternating, one_step, poisoned_training, rowwise_loss, unrolled
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import InputError, TrainState
@@ -121,7 +122,7 @@ def test_hypergradient_of_poisoned_training_is_central_differences(x64, estimato
         lambda p: unrolled(p, steps=3),
         lambda p: one_step(p, learning_rate=0.5),
         lambda p: alternating(p, inner_steps=2),
-        lambda p: over.over_ensemble(unrolled(p, steps=2), 2),
+        lambda p: over_ensemble(unrolled(p, steps=2), 2),
     ],
     ids=["unrolled", "one_step", "alternating", "ensemble"],
 )
@@ -183,7 +184,7 @@ def test_an_ensemble_is_the_mean_of_its_members(quadratic, chunk):
     del quadratic
     scenario = oracles.tiny_scenario()
     single = unrolled(game(scenario, optax.sgd(0.5)), steps=2)
-    ensemble = over.over_ensemble(single, 4, chunk=chunk)
+    ensemble = over_ensemble(single, 4, chunk=chunk)
     theta = jnp.zeros((5, 3, 3, 1))
     phi = ensemble.init(KEY, scenario)
     gradient, after, loss = ensemble.estimate(KEY, theta, phi, scenario)
@@ -204,7 +205,7 @@ def test_an_ensemble_gives_each_member_its_own_frozen_parameters(x64):
     problem = problem._replace(inner_init=lambda key, s: TrainState(s.aux, (), ()))
     stacked = jnp.arange(12.0).reshape(3, 4)
     scenario = oracles.tiny_scenario()._replace(aux=stacked)
-    ensemble = over.over_ensemble(alternating(problem, inner_steps=0), 3, aux_axis=0)
+    ensemble = over_ensemble(alternating(problem, inner_steps=0), 3, aux_axis=0)
     np.testing.assert_array_equal(ensemble.init(KEY, scenario).params, stacked)
 
 
@@ -213,8 +214,8 @@ def test_an_ensemble_gives_each_member_its_own_frozen_parameters(x64):
     [
         (lambda p: unrolled(p, steps=0), "steps = 0"),
         (lambda p: alternating(p, inner_steps=-1), "inner_steps = -1"),
-        (lambda p: over.over_ensemble(alternating(p, inner_steps=0), 0), "num = 0"),
-        (lambda p: over.over_ensemble(alternating(p, inner_steps=0), 2, chunk=0), "chunk = 0"),
+        (lambda p: over_ensemble(alternating(p, inner_steps=0), 0), "num = 0"),
+        (lambda p: over_ensemble(alternating(p, inner_steps=0), 2, chunk=0), "chunk = 0"),
     ],
 )
 def test_bad_settings_are_named(make, message):
