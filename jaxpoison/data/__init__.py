@@ -7,6 +7,7 @@ from jaxpoison.data.setups import Setup, without_targets
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
+from jaxpoison.data.with_poison import with_poison
 
 __all__ = [
     "Rows",
@@ -30,4 +31,5 @@ __all__ = [
     "stream",
     "synthetic",
     "without_targets",
+    "with_poison",
 ]

@@ -232,11 +232,13 @@ def _poison_rows(poison: _Poison) -> np.ndarray:
     if stated is None:
         return rows
     ordered = np.asarray(stated) if isinstance(stated, list) else np.zeros(0)
-    if not np.array_equal(np.sort(ordered), rows):
+    origin = poison.source_rows[rows]  # where a folder has some rows of the set alone: not `rows`
+    if not np.array_equal(np.sort(ordered), np.sort(origin)):
         raise InputError(
             "the manifest's extra.poison_rows are not the rows that mask.npy marks, in any order"
         )
-    return ordered
+    order = np.argsort(origin)
+    return rows[order[np.searchsorted(origin[order], ordered)]]
 
 
 def _base_indices(poison: _Poison, rows: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxpoison.report.record import published
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.sweeps import sweep
+from jaxpoison.report.targeted_job import targeted_job
 
 __all__ = [
     "Applied",
@@ -38,5 +39,6 @@ __all__ = [
     "shares",
     "stored",
     "sweep",
+    "targeted_job",
     "transfer_job",
 ]

@@ -20,7 +20,7 @@ from jaxpoison.report.work import Work
 from jaxpoison.types import Attack, Dataset, Generator, InputError, Key, Scenario
 from jaxpoison.victims import similarity
 
-__all__ = ["Poisons"]
+__all__ = ["Poisons", "verified"]
 
 SHOWN = 8  # images in grid.png: the first rows that may change
 
@@ -227,21 +227,8 @@ class Poisons:
         """
         began = time.perf_counter()
         self._paths[arm] = path
-        stored = poisoned.read(path)
-        report = poisoned.verify(path, scenario.train)
-        failed = [check for check in report.checks if check.passed is False]
-        if failed:
-            raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+        stored, self.entries[arm] = verified(path, scenario.train)
         self.rows[arm] = np.flatnonzero(stored.mask)
-        close = similarity(scenario.train.image, stored.dataset.image)
-        manifest = report.manifest
-        self.entries[arm] = {
-            "norm": manifest.norm,
-            "eps": manifest.eps,  # of a cast the budget and a grey level
-            "measured": manifest.measured["norm_max"],
-            "psnr": close.psnr,
-            "ssim": close.ssim,
-        }
         if not self.images:
             self._shown = np.asarray(scenario.index)[:SHOWN]
             self.clean = np.asarray(scenario.train.image[self._shown])
@@ -263,8 +250,35 @@ class Poisons:
 
     def check_files(self) -> None:
         """An InputError for poison that is not as it was written."""
-        for path in sorted((self._work.folder / "poison").glob("[!.]*")):
-            poisoned.check_files(path)
+        for place in ("poison/[!.]*", "setups/*/poison/[!.]*"):
+            for path in sorted(self._work.folder.glob(place)):
+                poisoned.check_files(path)
+
+
+def verified(path: pathlib.Path, clean: Dataset) -> tuple[poisoned.Poisoned, dict[str, Any]]:
+    """A poison folder that keeps its promises, and {norm, eps, measured, psnr, ssim} of it.
+
+    Args:
+      path: the folder; of the whole set, or of some of its rows.
+      clean: the whole source set.
+
+    Raises: InputError if it does not verify.
+    """
+    stored = poisoned.read(path)
+    report = poisoned.verify(path, clean)
+    failed = [check for check in report.checks if check.passed is False]
+    if failed:
+        raise InputError(f"{path} does not verify: {failed[0].name}: {failed[0].detail}")
+    image, manifest = jnp.asarray(clean.image), report.manifest
+    whole = manifest.index_map == "identity"
+    close = similarity(image if whole else image[stored.source_rows], stored.dataset.image)
+    return stored, {
+        "norm": manifest.norm,
+        "eps": manifest.eps,  # of a cast the budget and a grey level
+        "measured": manifest.measured["norm_max"],
+        "psnr": close.psnr,
+        "ssim": close.ssim,
+    }
 
 
 @jax.jit(static_argnums=0)

@@ -11,6 +11,25 @@
 
 Accuracies and rates are {mean, low, high, values}: fractions, mean with a 95 % t-interval over
 victim seeds. Seconds are named parts of the wall time, compiling apart.
+
+The record of a targeted run has `comparisons` too. There values and intervals are over SETUPS, one
+number for each (the mean over its victims and targets), as victims of one setup share poison and
+target. Accuracies are taken without the targets of the setup, the curve with them. An arm, clean
+too, has besides
+
+    success_rate, intended_probability, true_probability   fractions of targets, probabilities
+    intended_loss, true_loss                               cross-entropy of targets to both labels
+    success_count = {hits, trials}                         over setups, victims and targets
+    setups = [{name, success: [V], intended: [V], true: [V], intended_loss: [V], true_loss: [V],
+               accuracy: [V], outer_loss: {first, last} | null, poison | null}]
+
+where outer_loss is that of the best restart, null for an attack of one step; and
+
+    comparisons = [{victim, a, b, what, difference, sign_test_p, wilcoxon_p, mcnemar_p | null, n}]
+
+tests that arm a exceeds arm b in `what` (success_rate, intended_probability), or stays below it
+(true_probability), setup by setup: `difference` is the interval of a - b. mcnemar_p is of setups in
+which more than half of the victims are fooled. See `victims.paired`.
 """
 
 import datetime
@@ -43,6 +62,7 @@ def record(
     arms: dict[str, dict[str, Any]],
     poison: dict[str, Any] | None,
     published: list[dict[str, Any]],
+    comparisons: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The whole record, ready for JSON; keys as in the module docstring, victim by victim."""
     victims = list(dict.fromkeys(one.get("victim") for one in arms.values()))
@@ -57,7 +77,7 @@ def record(
         "arms": arms,
         "poison": poison,
         "published": published,
-    }
+    } | ({} if comparisons is None else {"comparisons": comparisons})
 
 
 def entry(arm: str, victim: str = "") -> str:

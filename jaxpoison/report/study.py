@@ -6,6 +6,7 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     craft/<arm>/                metrics.jsonl and checkpoints/ of an attack
     craft/<arm>/generator/      the generator it trained, if it trains one; `apply` reads it
     poison/<arm>/               the poison folder, as the victims read it
+    setups/<setup>/             of a targeted run: all this for each setup, see `targeted_setup`
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
     grid.png, curves.png        pictures; sweep.png where an option was varied
     result.json                 the record; it marks a finished run
@@ -18,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxpoison import checkpoint, hosts
-from jaxpoison.report import figures, page, record, tables
+from jaxpoison.report import figures, page, record, tables, targeted_tables
 from jaxpoison.report.judging import Judging
 from jaxpoison.report.poisons import Poisons
 from jaxpoison.report.study_config import StudyConfig
@@ -40,6 +41,7 @@ class Study:
 
     Attributes:
       folder: the run folder.
+      work: its long parts.
       poisons: its training sets.
       judging: its victims.
 
@@ -64,18 +66,18 @@ class Study:
         self.plan = config.settings() | json.loads(json.dumps(facts or {}))
         self.console = (console or Console()) if hosts.is_first() else Console(quiet=True)
         self.folder = config.runs / experiment / config.name
-        self._work = Work(self.folder, self.plan, overwrite=config.overwrite)
-        self.poisons = Poisons(self._work, config.settings())
-        self.judging = Judging(self._work, config)
+        self.work = Work(self.folder, self.plan, overwrite=config.overwrite)
+        self.poisons = Poisons(self.work, config.settings())
+        self.judging = Judging(self.work, config)
 
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, printed; None if there is work to do.
 
         Raises: InputError, after printing, if a file of its poison folders was damaged or changed.
         """
-        result = self._work.read("result.json", record.FIELDS)
+        result = self.work.read("result.json", record.FIELDS)
         if result is not None:
-            tables.print_record(result, self.console)
+            self._show(result)
             self._say(f"finished before: {self.folder} (--overwrite computes it again)")
             hosts.first(self._look_after)
         return result
@@ -84,32 +86,40 @@ class Study:
         self, part: str, training: Training, key: Key, split: Split, *, epochs: int
     ) -> tuple[TrainState, Any]:
         """Train (or load) a network under `craft/<part>`, e.g. a surrogate; (state, info)."""
-        return self._work.run("craft", part, training, key, split, epochs)[:2]
+        return self.work.run("craft", part, training, key, split, epochs)[:2]
 
-    def finish(self, *, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+    def finish(
+        self,
+        *,
+        main: str,
+        published: list[dict[str, Any]],
+        comparisons: list[dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
         """Draw, write result.json and report.html, print the table; returns the record.
 
         Args:
           main: the arm that the experiment is about; its poison stands at the top of the record.
           published: other people's numbers, see `record.published`.
+          comparisons: of a targeted run, see `record.record`.
         """
-        result = hosts.first(lambda: self._record(main, published))
-        tables.print_record(result, self.console)
-        self._work.release()
+        result = hosts.first(lambda: self._record(main, published, comparisons))
+        self._show(result)
+        self.work.release()
         self._say(f"run folder: {self.folder}")
         return result
 
-    def _record(self, main: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+    def _record(self, main, published, comparisons) -> dict[str, Any]:
         """The record, written with all that is drawn of it."""
         if len(self.poisons.clean):
             figures.grid(self.folder / "grid.png", self.poisons.clean, self.poisons.images)
         result = record.record(
             self.experiment,
             self.plan,
-            seconds=self._work.seconds(),
+            seconds=self.work.seconds(),
             arms=self.judging.arms,
             poison=self.poisons.entries.get(main),
             published=published,
+            comparisons=comparisons,
         )
         figures.curves(self.folder / "curves.png", result)
         figures.sweep(self.folder / "sweep.png", result)
@@ -122,6 +132,10 @@ class Study:
         if not (self.folder / "report.html").exists():
             page.write_run(self.folder)
         self.poisons.check_files()
+
+    def _show(self, result: dict[str, Any]) -> None:
+        targeted = targeted_tables.is_targeted(result)
+        (targeted_tables if targeted else tables).print_record(result, self.console)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -11,11 +11,14 @@ from jaxpoison.report.record import entry as entry_name
 
 __all__ = [
     "control",
+    "experiment",
     "is_control",
+    "made",
     "markdown",
     "markdown_probes",
     "percent",
     "probe_names",
+    "print_parts",
     "print_record",
     "radius",
     "seconds",
@@ -121,17 +124,15 @@ def split_name(name: str, entry: dict[str, Any]) -> tuple[str, str]:
 def markdown(record: dict[str, Any]) -> list[str]:
     """Rows for README's table, one per attack (and victim), from the record alone.
 
-    Controls have none, nor have the points of a sweep, see `sweeps.markdown`.
+    Controls have none, nor have the points of a sweep, see `sweeps.markdown`, nor targeted runs,
+    which have a table of their own, see `targeted_tables.markdown`.
 
     experiment | attack, budget, victim if several | clean | random noise of that norm | poisoned |
     time | device
     """
-    arms, device = record["arms"], record["device"]
-    cpu = device["platform"] == "cpu"
-    where = f"CPU, {device['host_cores']} cores" if cpu else f"{device['count']} x {device['kind']}"
-    minutes = f"{record['seconds']['total'] / 60:.1f} min"
-    small = " (small run)" if record["config"].get("scale") == "small" else ""
-    rows = []
+    if "comparisons" in record:
+        return []
+    arms, rows = record["arms"], []
     for name, entry in arms.items():
         victim, attack = split_name(name, entry)
         if attack == "clean" or is_control(attack) or "sweep" in entry:
@@ -139,16 +140,29 @@ def markdown(record: dict[str, Any]) -> list[str]:
         budget = radius(entry["poison"]["norm"], entry["poison"]["eps"])
         noise = control(arms, entry)
         cells = [
-            record["experiment"] + small,
+            experiment(record),
             ", ".join(filter(None, (attack, budget, victim))),
             percent(arms[entry_name("clean", victim)]["final_accuracy"]),
             percent(noise["final_accuracy"]) if noise else "-",
             percent(entry["final_accuracy"]),
-            minutes,
-            where,
+            *made(record),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def experiment(record: dict[str, Any]) -> str:
+    """Its name, and whether it was run at the small scale."""
+    small = record["config"].get("scale") == "small"
+    return record["experiment"] + (" (small run)" if small else "")
+
+
+def made(record: dict[str, Any]) -> tuple[str, str]:
+    """How long the whole run took, and on what."""
+    device = record["device"]
+    cpu = device["platform"] == "cpu"
+    where = f"CPU, {device['host_cores']} cores" if cpu else f"{device['count']} x {device['kind']}"
+    return f"{record['seconds']['total'] / 60:.1f} min", where
 
 
 def markdown_probes(record: dict[str, Any]) -> list[str]:
@@ -173,12 +187,19 @@ def markdown_probes(record: dict[str, Any]) -> list[str]:
 
 def print_record(record: dict[str, Any], console: Console | None = None) -> None:
     """Print title, table, what to expect of each row, the published values and the total time."""
-    console = console or Console()
     seeds = max(len(a["final_accuracy"]["values"]) for a in record["arms"].values())
     title = Text(
         f"{record['experiment']}: clean test accuracy in %, mean [95 % interval] over "
         f"{seeds} victims"
     )
+    parts: list[Any] = [title, table(record)]
+    if probes := probe_table(record):
+        parts += [Text("accuracy on other sets in %, with their true labels"), probes]
+    print_parts(record, parts, console or Console())
+
+
+def print_parts(record: dict[str, Any], parts: list[Any], console: Console) -> None:
+    """Print `parts`, and below them what a reader wants to know of any record."""
     lines = [Text("expected with the default settings:")]
     expected = {split_name(k, entry)[1]: entry["expect"] for k, entry in record["arms"].items()}
     lines += [Text(f"  {name}: {text}") for name, text in expected.items()]
@@ -200,9 +221,6 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
         f"{record['seconds']['total']:.0f} s in all, {record['seconds']['compile']:.0f} s of it "
         f"compiling; {where}; jax {record['versions']['jax']}; {record['date']}"
     )
-    parts: list[Any] = [title, table(record)]
-    if probes := probe_table(record):
-        parts += [Text("accuracy on other sets in %, with their true labels"), probes]
     console.print(Group(*parts, *lines, Text()))
     console.print(total, soft_wrap=True)
 

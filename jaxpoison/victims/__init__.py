@@ -31,11 +31,13 @@ from jaxpoison.victims.evaluate import (
 from jaxpoison.victims.head import head_mask, new_head
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
+from jaxpoison.victims.paired import Paired, mcnemar, paired, sign_test, wilcoxon
 from jaxpoison.victims.pretrain import pretrain
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
 from jaxpoison.victims.streamed import judge_streamed, streamed_training
+from jaxpoison.victims.targets import OnTargets, on_targets, read_targets
 from jaxpoison.victims.train import training, victim_training
 from jaxpoison.victims.transfer import (
     Transfer,
@@ -53,6 +55,8 @@ __all__ = [
     "Classical",
     "Interval",
     "Judgment",
+    "OnTargets",
+    "Paired",
     "Recipe",
     "Similarity",
     "Trained",
@@ -76,13 +80,18 @@ __all__ = [
     "linear_transfer",
     "load",
     "logits",
+    "mcnemar",
     "new_head",
+    "on_targets",
+    "paired",
     "pgd",
     "poisoned_online",
     "pretrain",
+    "read_targets",
     "recipes",
     "save",
     "score_fits",
+    "sign_test",
     "similarity",
     "streamed_training",
     "targeted",
@@ -91,4 +100,5 @@ __all__ = [
     "transfer",
     "transfer_training",
     "victim_training",
+    "wilcoxon",
 ]

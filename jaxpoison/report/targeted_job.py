@@ -1,0 +1,186 @@
+"""The main job of targeted attacks: many setups, each with its own poison and its own victims."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxpoison import over
+from jaxpoison.data import Setup
+from jaxpoison.data.verification import fingerprint
+from jaxpoison.models import num_params
+from jaxpoison.report import record
+from jaxpoison.report.arms import Arm
+from jaxpoison.report.preparation import Trainee, check_split
+from jaxpoison.report.study import Study
+from jaxpoison.report.study_config import StudyConfig
+from jaxpoison.report.surrogates import abstract_aux, check_members, train_surrogates
+from jaxpoison.report.targeted_checks import (
+    check_settings,
+    check_setups,
+    check_targeted_arms,
+    fingerprint_of,
+    start_all,
+)
+from jaxpoison.report.targeted_record import arm_entry, comparisons, poison_entry
+from jaxpoison.report.targeted_setup import Field, Seen, finished, run_setup, see
+from jaxpoison.report.work import Work
+from jaxpoison.types import Key, Split
+from jaxpoison.victims import victim_training
+
+__all__ = ["targeted_job"]
+
+
+def targeted_job(
+    experiment: str,
+    config: StudyConfig,
+    *,
+    setups: Sequence[Setup],
+    victims: Mapping[str, Trainee],
+    split: Split,
+    source: dict[str, Any],
+    arms: Mapping[str, Arm],
+    main: str,
+    surrogates: Sequence[Trainee] = (),
+    clean: str = "the reference",
+    target_split: str = "test",
+    published: list[dict[str, Any]] | None = None,
+    chunk: int | None = 1,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+    fresh_surrogates: bool = False,
+    keep_checkpoints: bool = False,
+) -> dict[str, Any]:
+    """Surrogates and clean victims once; for every setup and arm a poison and fresh victims.
+
+    Surrogates and V = `config.victims` clean victims are trained on the clean set. Then, setup by
+    setup and arm by arm: craft (of restarts the best), write a poison folder of the changed rows,
+    verify it, train V fresh victims of every network on the set with these rows in it, judge them
+    after the last epoch, in eval mode and without augmentation: is the target classified as wanted,
+    its probabilities, and clean accuracy without the targets. Victims of all arms of a setup have
+    the same keys, and so have attacks. A killed run goes on with the setup, arm and victim that it
+    was in. Checkpoints are removed as soon as what they lead to is stored.
+
+    Args:
+      experiment: name, the first level below `config.runs`.
+      config: the settings; `share`, `craft_seeds` and `probes` must be as by default.
+      setups: targets, wanted labels and poison rows; their names are folders.
+      victims: by name, a network and its recipe; one alone may be called "".
+      split: clean training set and test set, whole.
+      source: where the training set came from, as `data.load` takes it.
+      arms: by name, from `arm` and `control`; attacks are crafted for every setup with
+        `scenario.goal` = its targets with the wanted labels.
+      main: the arm that the others are tested against.
+      surrogates: K networks to train on clean data, passed as `scenario.aux`: one network's
+        Variables, those of K members stacked, or of n networks that take turns a tuple with one
+        stack for each. None for attacks that know no network.
+      clean: what to expect of the clean set.
+      target_split: split of `source` whose rows the test set has, for `export --to benchmark`.
+      published: other people's numbers, see `report.published`.
+      chunk: victims and surrogates side by side, as in `over_restarts`: None for dense nets, 1 for
+        convolutions, which are then spread over all devices.
+      accumulate: micro-batches per update of all networks, see `victims.learner`.
+      mesh: spreads every batch of theirs over its axis "batch", see `victims.training`.
+      fresh_surrogates: whether every setup trains its own.
+      keep_checkpoints: whether those of finished parts stay; a victim of ResNet-18 has 90 MB.
+
+    Returns: the record, also in result.json; see `report.record`.
+    Raises: NonFiniteError as in `run_chunks`; InputError as in `Study`, and for setups that do not
+      fit the data, names that are no folders or stand twice, settings of other jobs, a network the
+      data do not fit, or an attack that cannot start (as without the surrogates it needs), before
+      anything is written or removed.
+    """
+    check_targeted_arms(arms, main)
+    check_settings(config, victims)
+    check_members(surrogates)
+    split = check_split(split, [*victims.values(), *surrogates])
+    check_setups(setups, split)
+    training = functools.cache(
+        functools.partial(_training, num=len(split.train.label), accumulate=accumulate, mesh=mesh)
+    )
+    repeat = over.spread if mesh is None else over.over_restarts
+    field = Field(
+        split,
+        source,
+        target_split,
+        config.settings(),
+        arms,
+        victims,
+        {k: repeat(training(one), config.victims, chunk=chunk) for k, one in victims.items()},
+        keep_checkpoints,
+    )
+    for one in surrogates:
+        training(one)
+    start_all(arms, setups, split, abstract_aux(surrogates))
+    study = Study(
+        experiment,
+        config,
+        facts={
+            "data": {part: fingerprint(getattr(split, part)) for part in ("train", "test")},
+            "setups": fingerprint_of(setups),
+            "trainees": {name: _facts(one) for name, one in victims.items()},
+            "accumulate": accumulate,
+            "surrogates": [_facts(one) for one in surrogates],
+            "fresh_surrogates": fresh_surrogates,
+            "attacks": {name: one.facts() for name, one in arms.items()},
+        },
+    )
+    if done := study.finished():
+        return done
+    clean_key, victim_key, surrogate_key, attack_key = jax.random.split(
+        jax.random.key(config.seed), 4
+    )
+    known = Split(split.train, split.train)  # judged on it too: the test set is not for attacks
+
+    def surrogate(work: Work, key: Key) -> Any:
+        return train_surrogates(work, surrogates, training, key, known, chunk=chunk)
+
+    places = [study.work.within(f"setups/{one.name}") for one in setups]
+    aux: Any = ()
+    references: dict[str, Seen] = {}
+    if any(finished(place) is None for place in places):
+        aux = () if fresh_surrogates else surrogate(study.work, surrogate_key)
+        references = {name: _clean(study, field, name, clean_key) for name in victims}
+    results = []
+    for number, (one, place) in enumerate(zip(setups, places, strict=True)):
+        own = functools.partial(jax.random.fold_in, data=number)
+        if fresh_surrogates and finished(place) is None:
+            aux = surrogate(place, own(surrogate_key))
+        keys = {"attack_key": own(attack_key), "victim_key": own(victim_key)}
+        results.append(run_setup(place, one, field, aux, references, **keys))
+    return _finish(study, results, setups, field, main, clean, published or [])
+
+
+def _clean(study: Study, field: Field, victim: str, key: Key) -> Seen:
+    """The victims of the clean set, which all setups share."""
+    one, (train, test) = field.victims[victim], field.split
+    name = record.entry("clean", victim)
+    state, info, _ = study.work.run(
+        "victims", name, field.trainings[victim], key, field.split, one.recipe.epochs
+    )
+    return see(one, state, info, train, test)
+
+
+def _finish(study, results, setups, field, main, clean, published) -> dict[str, Any]:
+    expect = {"clean": clean} | {name: one.expect for name, one in field.arms.items()}
+    targets = [len(one.target_rows) for one in setups]
+    for victim in field.victims:
+        for name, text in expect.items():
+            entry = record.entry(name, victim)
+            study.judging.arms[entry] = arm_entry(
+                results, entry, name, expect=text, victim=victim, targets=targets
+            )
+    study.poisons.entries[main] = poison_entry(results, main)
+    tests = comparisons(study.judging.arms, main)
+    return study.finish(main=main, published=published, comparisons=tests)
+
+
+def _facts(one: Trainee) -> dict[str, Any]:
+    return {"parameters": num_params(one.victim), "recipe": dataclasses.asdict(one.recipe)}
+
+
+def _training(one: Trainee, *, num: int, accumulate: int, mesh: Mesh | None):
+    return victim_training(one.victim, one.recipe, num, accumulate=accumulate, mesh=mesh)

@@ -1,0 +1,130 @@
+"""The entries of a targeted record, made of the results of its setups."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxpoison.victims import interval, mcnemar, paired
+
+__all__ = ["arm_entry", "comparisons", "poison_entry"]
+
+_RATES = {
+    "final_accuracy": "accuracy",
+    "peak_accuracy": "peak",
+    "train_accuracy": "train",
+    "success_rate": "success",
+    "intended_probability": "intended",
+    "true_probability": "true",
+    "intended_loss": "intended_loss",
+    "true_loss": "true_loss",
+}
+_VALUES = ("success", "intended", "true", "intended_loss", "true_loss", "accuracy")
+_COMPARED = {"success_rate": 1, "intended_probability": 1, "true_probability": -1}
+
+
+def arm_entry(
+    results: Sequence[Mapping[str, Any]],
+    name: str,
+    arm: str,
+    *,
+    expect: str,
+    victim: str,
+    targets: Sequence[int],
+) -> dict[str, Any]:
+    """One entry of `arms`, as the docstring of `report.record` describes it.
+
+    Args:
+      results: of all setups, from `run_setup`.
+      name: of the entry.
+      arm: of the training set.
+      expect: one line for the reader.
+      victim: its name, "" where there is one.
+      targets: how many each setup has.
+    """
+    parts = [one["arms"][name] for one in results]
+    rates = {
+        rate: interval([float(np.mean(part[values])) for part in parts])._asdict()
+        for rate, values in _RATES.items()
+    }
+    confusion = np.sum([part["confusion"] for part in parts], axis=0)
+    per_class = [r[i].item() / r.sum().item() if r.any() else None for i, r in enumerate(confusion)]
+    hits = sum(round(num * sum(p["success"])) for num, p in zip(targets, parts, strict=True))
+    trials = sum(num * len(p["success"]) for num, p in zip(targets, parts, strict=True))
+    own = [one["poisons"].get(arm) for one in results]
+    setups = [
+        {"name": one["name"]}
+        | {k: part[k] for k in _VALUES}
+        | {"outer_loss": poison and poison["outer_loss"]}
+        | {"poison": poison and {k: v for k, v in poison.items() if k != "outer_loss"}}
+        for one, part, poison in zip(results, parts, own, strict=True)
+    ]
+    named = {"victim": victim} if victim else {}
+    return (
+        named
+        | rates
+        | {
+            "success_count": {"hits": hits, "trials": trials},
+            "per_class": per_class,
+            "confusion": confusion.tolist(),
+            "curve": np.mean([part["curve"] for part in parts], axis=0).tolist(),
+            "expect": expect,
+            "poison": None if arm == "clean" else poison_entry(results, arm),
+            "setups": setups,
+        }
+    )
+
+
+def poison_entry(results: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
+    """{norm, eps, measured, psnr, ssim} of an arm: the largest change of all setups, means."""
+    own = [one["poisons"][arm] for one in results]
+
+    def mean(name: str) -> float | None:
+        values = [one[name] for one in own if one[name] is not None]
+        return float(np.mean(values)) if values else None
+
+    measured = max(one["measured"] for one in own)
+    same = {k: own[0][k] for k in ("norm", "eps")}
+    return same | {"measured": measured, "psnr": mean("psnr"), "ssim": mean("ssim")}
+
+
+def comparisons(arms: Mapping[str, dict[str, Any]], main: str) -> list[dict[str, Any]]:
+    """Tests of the main arm against every other training set, victim by victim.
+
+    Args:
+      arms: entries of the record.
+      main: the arm that the experiment is about.
+    """
+    found = []
+    for victim in dict.fromkeys(entry.get("victim", "") for entry in arms.values()):
+        own = {
+            name.removeprefix(f"{victim}/") if victim else name: entry
+            for name, entry in arms.items()
+            if entry.get("victim", "") == victim
+        }
+        for other in own:
+            if other != main:
+                found += [
+                    {"victim": victim, "a": main, "b": other} | row
+                    for row in _compare(own[main], own[other])
+                ]
+    return found
+
+
+def _compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for what, sign in _COMPARED.items():
+        first, second = (np.asarray(x[what]["values"]) for x in (a, b))
+        tests = paired(sign * first, sign * second)
+        most = [np.array([np.mean(s["success"]) > 0.5 for s in x["setups"]]) for x in (a, b)]
+        rows.append(
+            {
+                "what": what,
+                "difference": interval(first - second)._asdict(),
+                "sign_test_p": tests.sign_test_p,
+                "wilcoxon_p": tests.wilcoxon_p,
+                "mcnemar_p": mcnemar(*most) if what == "success_rate" else None,
+                "n": tests.n,
+            }
+        )
+    return rows

@@ -1,0 +1,239 @@
+"""One setup of a targeted run: its poisons crafted and stored, victims trained on them and judged.
+
+setups/<setup>/craft/<arm>/            metrics.jsonl; checkpoints/ until the poison is stored
+setups/<setup>/poison/<arm>/           the poison folder: the P changed rows, in the drawn order
+setups/<setup>/victims/<entry>/        metrics.jsonl, entry.json; checkpoints/ until that is there
+setups/<setup>/surrogates/             where every setup has fresh ones
+setups/<setup>/result.json             all of it in numbers; it marks a finished setup
+"""
+
+import functools
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpoison import checkpoint, hosts, over
+from jaxpoison.data import Setup, poisoned, with_poison
+from jaxpoison.report import record
+from jaxpoison.report.arms import Arm
+from jaxpoison.report.poisons import verified
+from jaxpoison.report.preparation import Trainee
+from jaxpoison.report.work import Work
+from jaxpoison.types import Attack, Dataset, Key, Scenario, Split, Training
+from jaxpoison.victims import judge, read_targets
+from jaxpoison.victims.evaluate import judgment
+from jaxpoison.victims.targets import all_logits
+
+__all__ = ["Crafted", "Field", "Seen", "craft", "finished", "run_setup", "scores", "see", "store"]
+
+
+class Field(NamedTuple):
+    """What all setups of a run share.
+
+    Attributes:
+      split: clean training set and test set.
+      source: where the training set came from.
+      target_split: split of the source that the test set is (the first rows of).
+      settings: of the run, for the manifests.
+      arms: attacks by name.
+      victims: networks by name, "" where there is one.
+      trainings: by name, of all seeds.
+      keep_checkpoints: whether those of finished parts stay.
+    """
+
+    split: Split
+    source: dict[str, Any]
+    target_split: str
+    settings: dict[str, Any]
+    arms: Mapping[str, Arm]
+    victims: Mapping[str, Trainee]
+    trainings: Mapping[str, Training]
+    keep_checkpoints: bool
+
+
+class Crafted(NamedTuple):
+    """What an attack made of the P rows of one setup.
+
+    Attributes:
+      image: [P, H, W, C] float32, in the order of the rows.
+      outer_loss: {first, last} of the best restart, before its first and its last update; None for
+        an attack of one step, which has nothing to minimize.
+      seconds: of wall time, compiling included.
+    """
+
+    image: Any
+    outer_loss: dict[str, float] | None
+    seconds: float
+
+
+class Seen(NamedTuple):
+    """What victims of V seeds made of the test set.
+
+    Attributes:
+      logits: [V, N, L] after the last epoch.
+      train_accuracy: [V].
+      curve: [T, V] accuracy on the whole test set after each epoch.
+    """
+
+    logits: np.ndarray
+    train_accuracy: np.ndarray
+    curve: np.ndarray
+
+
+def run_setup(
+    work: Work,
+    setup: Setup,
+    field: Field,
+    aux: Any,
+    clean: Mapping[str, Seen],
+    *,
+    attack_key: Key,
+    victim_key: Key,
+) -> dict[str, Any]:
+    """Every arm of one setup, and every victim on each; what is finished there is read.
+
+    Args:
+      work: the setup's own place in the run folder.
+      setup: rows and labels.
+      field: what all setups share.
+      aux: the trained surrogates.
+      clean: by victim, what clean victims made of the test set.
+      attack_key: of all arms alike.
+      victim_key: of the victims of all arms alike, so that seeds are paired.
+
+    Returns: {name, poisons: {arm: ...}, arms: {entry: values per victim}}, as in result.json.
+    """
+    if done := finished(work):
+        return done
+    test, poisons = field.split.test, {}
+    arms = {record.entry("clean", v): scores(seen, setup, test) for v, seen in clean.items()}
+    for name, one in field.arms.items():
+        path = work.folder / "poison" / name
+        if not hosts.first(path.exists):
+            crafted = craft(work, name, one, attack_key, setup.scenario(field.split, aux))
+            store(work, name, one, setup, field, crafted, attack_key)
+        _forget(work, f"craft/{name}", field)
+        stored, poisons[name] = verified(path, field.split.train)
+        poisons[name]["outer_loss"] = stored.manifest.extra["outer_loss"]
+        dataset = with_poison(field.split.train, stored)
+        for victim, trainee in field.victims.items():
+            entry = record.entry(name, victim)
+            arms[entry] = _retrain(work, entry, victim, trainee, setup, field, dataset, victim_key)
+    result = {"name": setup.name, "poisons": poisons, "arms": arms}
+    hosts.first(lambda: checkpoint.write_json(work.folder / "result.json", result))
+    return result
+
+
+def finished(work: Work) -> dict[str, Any] | None:
+    """The result of a setup that has one."""
+    return work.read("result.json", {"name": str, "poisons": dict, "arms": dict})
+
+
+def craft(work: Work, name: str, one: Arm, key: Key, scenario: Scenario) -> Crafted:
+    """Run the attack of an arm on one setup; of restarts the best one counts."""
+    state, info, seconds = work.run("craft", name, one.attack, key, scenario, one.num_steps)
+    attack, loss = one.attack, np.asarray(info.outer_loss, np.float64)
+    if attack.single is not None:
+        numbered = (state, jnp.arange(loss.shape[1]))
+        attack, (state, number) = over.best_of(attack, numbered, info)
+        loss = loss[:, int(number)]
+    first_last = {"first": float(loss[0].mean()), "last": float(loss[-1].mean())}
+    image = jax.device_get(_changed(attack, state, scenario))
+    return Crafted(image, first_last if len(loss) > 1 else None, seconds.compile + seconds.steps)
+
+
+def store(
+    work: Work, name: str, one: Arm, setup: Setup, field: Field, crafted: Crafted, key: Key
+) -> None:
+    """Write the poison folder of an arm: the P rows, each with the row that it replaces."""
+    rows, began = np.asarray(setup.poison_rows), time.perf_counter()
+    write = functools.partial(
+        poisoned.write,
+        work.folder / "poison" / name,
+        poisoned=Dataset(jnp.asarray(crafted.image), field.split.train.label[rows]),
+        clean=field.split.train,
+        index=np.arange(len(rows)),
+        source_rows=rows,
+        attack=name,
+        settings=field.settings | one.facts(),
+        norm=one.budget.norm,
+        eps=one.budget.eps,
+        source=field.source,
+        key=key,
+        wall_time_s=crafted.seconds,
+        domain="float" if one.rounding == "none" else "uint8",
+        rounding="nearest" if one.rounding == "none" else one.rounding,
+        extra=setup.extra(field.target_split) | {"outer_loss": crafted.outer_loss},
+    )
+    hosts.first(lambda: write() and None)
+    work.note(f"write {name}", time.perf_counter() - began)
+
+
+def see(trainee: Trainee, state: Any, info: Any, train: Dataset, test: Dataset) -> Seen:
+    """What trained victims make of the test set, and how well they know their training set."""
+    how = trainee.recipe.evaluation
+    judged = judge(trainee.victim, state, info, train, test, **how)
+    logits = all_logits(trainee.victim, state.variables, test.image, **how)
+    return Seen(logits, np.asarray(judged.train_accuracy.values), np.asarray(info.test_accuracy))
+
+
+def scores(seen: Seen, setup: Setup, test: Dataset) -> dict[str, Any]:
+    """What victims of V seeds do on a setup's targets, and on the test set without them.
+
+    Returns: JSON: {success, intended, true, intended_loss, true_loss, accuracy, peak, train} by
+      victim, the curve (mean) and the confusion (sum).
+    """
+    rows = np.asarray(setup.target_rows)
+    on = read_targets(seen.logits[:, rows], setup.wanted, setup.true)
+    kept = np.setdiff1d(np.arange(len(test.label)), rows)
+    label, num = np.asarray(test.label)[kept], seen.logits.shape[2]
+    counts = np.zeros((len(seen.logits), num, num), np.int64)
+    for matrix, predicted in zip(counts, seen.logits[:, kept].argmax(axis=2), strict=True):
+        np.add.at(matrix, (label, predicted), 1)
+    judged = judgment(counts, seen.train_accuracy, seen.curve)
+    return {name: values.tolist() for name, values in on._asdict().items()} | {
+        "accuracy": judged.final_accuracy.values,
+        "peak": judged.peak_accuracy.values,
+        "train": judged.train_accuracy.values,
+        "curve": judged.curve,
+        "confusion": judged.confusion,
+    }
+
+
+def _retrain(
+    work: Work,
+    entry: str,
+    victim: str,
+    trainee: Trainee,
+    setup: Setup,
+    field: Field,
+    dataset: Dataset,
+    key: Key,
+) -> dict[str, Any]:
+    """`scores` of fresh victims of one training set; kept in entry.json."""
+    file, test = f"victims/{entry}/entry.json", field.split.test
+    values = work.read(file, {"success": list, "accuracy": list})
+    if values is None:
+        training, epochs = field.trainings[victim], trainee.recipe.epochs
+        state, info, _ = work.run("victims", entry, training, key, Split(dataset, test), epochs)
+        values = scores(see(trainee, state, info, dataset, test), setup, test)
+        hosts.first(lambda: checkpoint.write_json(work.folder / file, values))
+    _forget(work, f"victims/{entry}", field)
+    return values
+
+
+def _forget(work: Work, part: str, field: Field) -> None:
+    """Remove the checkpoints of a part whose result is stored: of many setups they fill a disk."""
+    if not field.keep_checkpoints:
+        folder = work.folder / part / "checkpoints"
+        hosts.first(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@jax.jit(static_argnums=0)
+def _changed(attack: Attack, state: Any, scenario: Scenario) -> jax.Array:
+    return attack.poison(state, scenario).image[scenario.index]
