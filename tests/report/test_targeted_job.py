@@ -176,7 +176,7 @@ def rows(**fields):
         (rows(name="a/b"), "setup = 'a/b'; a plain folder name is needed, not hidden"),
         (
             rows(poison_rows=np.array([1, 48])),
-            "setup s1: poison_rows run from 1 to 48; allowed are 0 to 47",
+            "setup s1: poison_rows runs from 1 to 48; allowed are 0 to 47",
         ),
         (
             rows(poison_rows=np.zeros(0, int)),
@@ -282,7 +282,9 @@ def test_the_poison_exports_to_the_benchmark_in_the_drawn_order(finished, tmp_pa
     monkeypatch.setattr(module, "load", lambda *args: split.test)
     path = folder / "setups/s1/poison/gradient-matching"
     out = jp.data.export(path, "benchmark", tmp_path / "out")
-    poisons = np.load(out / "poisons.npz")
+    with np.load(out / "poisons.npz") as poisons:
+        image = poisons["image"]
     assert np.load(out / "base_indices.npy").tolist() == setup.poison_rows.tolist()
-    assert np.array_equal(poisons["image"], poisoned.read(path).dataset.image)
-    assert int(np.load(out / "target.npz")["label"]) == setup.true[0]
+    assert np.array_equal(image, poisoned.read(path).dataset.image)
+    with np.load(out / "target.npz") as target:
+        assert int(target["label"]) == setup.true[0]
