@@ -1,6 +1,6 @@
 """Labeled images: sources, checks, augmentations, and data made from a key."""
 
-from jaxpoison.data import augment, poisoned, rounding, setups, synthetic
+from jaxpoison.data import augment, mixing, poisoned, rounding, setups, synthetic
 from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.export import export
 from jaxpoison.data.setups import Setup, without_targets
@@ -23,6 +23,7 @@ __all__ = [
     "from_tfds",
     "hold",
     "load",
+    "mixing",
     "poison_rows",
     "poisoned",
     "rounding",

@@ -5,6 +5,7 @@ from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
+from jaxpoison.hypergrad.hidden import hidden
 from jaxpoison.hypergrad.matching import matching
 from jaxpoison.hypergrad.minibatch import minibatches
 from jaxpoison.hypergrad.one_step import one_step, through_step
@@ -22,6 +23,7 @@ __all__ = [
     "feature_objective",
     "frozen",
     "generator_game",
+    "hidden",
     "matching",
     "minibatches",
     "one_step",

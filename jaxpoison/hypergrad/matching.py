@@ -8,8 +8,10 @@ import optax
 from jax import lax
 
 from jaxpoison import check, tree
-from jaxpoison.hypergrad.matching_losses import LOSSES, TARGET_LOSSES
-from jaxpoison.types import Objective, Variables, Victim, as_float
+from jaxpoison.data.augment import Augmentation
+from jaxpoison.data.mixing import Mixing
+from jaxpoison.hypergrad.matching_losses import LOSSES, TARGET_LOSSES, Tensors
+from jaxpoison.types import Key, Objective, Variables, Victim, as_float
 from jaxpoison.victims import head_mask
 
 __all__ = ["matching"]
@@ -24,6 +26,11 @@ def matching(
     params: str = "all",
     centreg: float = 0.0,
     normreg: float = 0.0,
+    clip_norm: float | None = None,
+    noise: float = 0.0,
+    mixing: Mixing | None = None,
+    clean_rows: int = 128,
+    augment: Augmentation | None = None,
 ) -> Objective:
     """B = l(t, p) + centreg CE + normreg ||p||, by default 1 - <t, p> / (||t|| ||p||).
 
@@ -36,6 +43,10 @@ def matching(
     taken forward over reverse: no second reverse pass. v has length 1 in that pass and its own
     length afterwards, so that small gradients survive a network that computes in bfloat16.
 
+    Two victims that defend themselves can be matched: one that trains with clipped and noisy
+    gradients, whose p is min(1, c / ||p||) p + c sigma N(0, I); one that mixes its batches, whose
+    CE is that of `data.mixing` on the poisons and clean images together.
+
     Args:
       victim: the surrogate network.
       loss: l, a name in `matching_losses.LOSSES`: "similarity"; "top5-", "top10-",
@@ -46,20 +57,30 @@ def matching(
       targets: "mean", one t of all targets; "each", one t_j per target and the sum of l(t_j, p).
       params: "all", or "head": t and p of the last layer alone (linear transfer).
       centreg: weight of the poisons' own loss, to keep them well classified.
-      normreg: weight of ||p||.
+      normreg: weight of ||p||, before clip and noise.
+      clip_norm: c; None for no clip, and c = 1 in the noise.
+      noise: sigma, drawn anew at every call.
+      mixing: of the batch, e.g. `data.mixing.mixup()`; None for none.
+      clean_rows: clean images, uniform over the training set, that are appended to the poisons
+        before `mixing`; read with that alone.
+      augment: of those clean images; the poisons come augmented.
 
     Returns: an Objective whose aim is t, a list of tensors.
     Raises: InputError for a bad value, named; when called, for a network without a last layer where
       that is needed ("head", "similarity-narrow").
     Cost: 7 forward passes of the poisons.
     Source: Geiping et al. 2021, equation 3 and released code; "each" its successor's
-      gradient-matching-mt.
+      gradient-matching-mt. Clip and noise are what that code means (it discards the clip);
+      mixing its "pmix".
     """
     check.one_of(LOSSES, loss=loss)
     check.one_of(TARGET_LOSSES, target_loss=target_loss)
     check.one_of(("mean", "each"), targets=targets)
     check.one_of(("all", "head"), params=params)
-    check.number(least=0, centreg=centreg, normreg=normreg)
+    check.number(least=0, centreg=centreg, normreg=normreg, noise=noise)
+    if clip_norm is not None:
+        check.positive(clip_norm=clip_norm)
+    check.at_least(1, clean_rows=clean_rows)
     distance, goal_loss = LOSSES[loss], TARGET_LOSSES[target_loss]
 
     def chosen(variables, image):
@@ -94,20 +115,39 @@ def matching(
             return gradient((image, label))
         return lax.map(gradient, (image[:, None], label[:, None]))
 
+    def trained_on(key, batch, scenario):
+        """Image -> (what the victim trains on, labels [J, B], their weights [J])."""
+        if mixing is None:
+            return lambda image: (image, batch.label[None], jnp.ones(1, image.dtype))
+        rows_key, augment_key, mix_key = jax.random.split(key, 3)
+        rows = jax.random.randint(rows_key, (clean_rows,), 0, scenario.train.label.shape[0])
+        clean = as_float(scenario.train.image[rows]).astype(batch.image.dtype)
+        clean = clean if augment is None else augment(augment_key, clean)
+        label = jnp.concatenate([batch.label, scenario.train.label[rows]])
+
+        def mixed(image):
+            image, weight, rows = mixing(mix_key, jnp.concatenate([image, clean]))
+            return image, label[rows], weight
+
+        return mixed
+
     def value_and_grad(key, variables, aim, batch, scenario):
-        del key, scenario
+        noise_key, mix_key = jax.random.split(key)
         own, variables_of, last = chosen(variables, batch.image)
+        prepare = trained_on(mix_key, batch, scenario)
 
         def poison_loss(own, image):
+            image, labels, weight = prepare(image)
             logits, _ = victim.apply(variables_of(own), image, train=False)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-            return jnp.mean(losses)
+            losses = jax.vmap(_cross_entropy, (None, 0))(logits, labels)
+            return jnp.dot(weight, jnp.mean(losses, axis=1))
 
         def match(p):
+            seen = _defended(noise_key, p, clip_norm, noise)
             if targets == "mean":
-                value = distance(aim, p, last)
+                value = distance(aim, seen, last)
             else:
-                value = jnp.sum(jax.vmap(lambda t: distance(t, p, last))(aim))
+                value = jnp.sum(jax.vmap(lambda t: distance(t, seen, last))(aim))
             return value if _off(normreg) else value + normreg * tree.norm(p)
 
         own_loss, p = jax.value_and_grad(poison_loss)(own, batch.image)
@@ -123,6 +163,24 @@ def matching(
         return value + centreg * own_loss, gradient + centreg * slope
 
     return Objective(aim, value_and_grad)
+
+
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+def _defended(key: Key, p: Tensors, clip_norm: Any, noise: Any) -> Tensors:
+    """min(1, c / ||p||) p + c sigma N(0, I)."""
+    if clip_norm is not None:
+        size = tree.norm(p)
+        scale = jnp.minimum(1, clip_norm / jnp.where(size > 0, size, 1))
+        p = [scale.astype(x.dtype) * x for x in p]
+    if _off(noise):
+        return p
+    spread = noise * (1.0 if clip_norm is None else clip_norm)
+    keys = jax.random.split(key, len(p))
+    return [
+        x + spread * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, p, strict=True)
+    ]
 
 
 def _off(weight: Any) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 from jaxpoison import models, tree
-from jaxpoison.hypergrad import at_surrogate, matching
+from jaxpoison.data import mixing
+from jaxpoison.hypergrad import at_surrogate, hidden, matching
 from jaxpoison.hypergrad.matching_losses import LOSSES, margin
 from jaxpoison.models import layers
 from jaxpoison.perturb import Budget, per_sample
@@ -133,15 +134,17 @@ def numpy_gradients(variables, image, label):
     return [at_v / len(label), at_w / len(label)]
 
 
-def evaluator(scenario, *, victim=None, **options):
+def evaluator(scenario, *, victim=None, key=KEY, **options):
     """Images of the poisons -> (B, dB/dx), compiled."""
-    objective = matching(victim or smooth()[0], **options)
+    victim, hide = victim or smooth()[0], options.pop("hide", None)
+    objective = matching(victim, **options)
+    objective = objective if hide is None else hidden(objective, victim, weight=hide)
 
     @jax.jit
     def both(scenario, image):
         aim = objective.aim(KEY, scenario.aux, scenario)
         batch = batch_of(scenario, image)
-        return objective.value_and_grad(KEY, scenario.aux, aim, batch, scenario)
+        return objective.value_and_grad(key, scenario.aux, aim, batch, scenario)
 
     return lambda image: both(scenario, image)
 
@@ -208,12 +211,74 @@ def test_the_further_terms_are_the_loss_and_the_gradient_norm_of_the_poisons(x64
     np.testing.assert_allclose(more, 0.7 * losses.mean() + 0.2 * size, rtol=1e-10)
 
 
+def test_clip_and_noise_are_those_of_noisy_training(x64):
+    """E ||n||^2 = d (c sigma)^2 over the d = 60 numbers of the net."""
+    _, variables, data = smooth()
+    t, p = (
+        numpy_gradients(variables, part.image, part.label) for part in (data.goal, batch_of(data))
+    )
+    size = length(flat(p))
+    for clip in (0.5 * size, 2 * size):
+        small = [x * min(1, clip / size) for x in p]
+        value, _ = evaluate(data, loss="SE", clip_norm=float(clip))
+        np.testing.assert_allclose(value, FORMULAS["SE"](t, small, None), rtol=1e-10)
+    objective = matching(smooth()[0], loss="SE", clip_norm=float(0.5 * size), noise=3.0)
+    aim = objective.aim(KEY, data.aux, data)
+
+    def value(key):
+        return objective.value_and_grad(key, data.aux, aim, batch_of(data), data)[0]
+
+    values = jax.jit(jax.vmap(value))(jax.random.split(KEY, 100))
+    spread = 60 * (3 * 0.5 * size) ** 2 / (2 * length(flat(t)))
+    expected = FORMULAS["SE"](t, [0.5 * x for x in p], None) + spread
+    np.testing.assert_allclose(values.mean(), expected, rtol=0.06)
+
+
+def test_a_mixed_batch_has_the_mixed_loss_of_poisons_and_clean_images(x64):
+    """All clean images are alike here, so that it does not matter which are drawn."""
+    _, variables, data = smooth()
+    poisons = batch_of(data).image
+    same = jnp.broadcast_to(data.train.image[:1], (8, 3, 3, 1))
+    alike = data._replace(train=Dataset(same, jnp.full(8, 2, jnp.int32)))
+
+    def reflect(key, image):
+        del key
+        rows = jnp.stack([jnp.arange(len(image)), jnp.arange(len(image))[::-1]])
+        weight = jnp.array([0.3, 0.7])
+        return mixing.Mixed(0.3 * image + 0.7 * image[::-1], weight, rows)
+
+    value, _ = evaluate(alike, poisons, mixing=reflect, clean_rows=2)
+    whole = np.concatenate([poisons, alike.train.image[:2]])
+    mixed, label = 0.3 * whole + 0.7 * whole[::-1], np.full(7, 2)
+    p = numpy_gradients(variables, mixed, label)
+    t = numpy_gradients(variables, *data.goal)
+    np.testing.assert_allclose(value, FORMULAS["similarity"](t, p, None), rtol=1e-10)
+
+
+def test_hidden_poisons_pay_for_their_distance_in_feature_space(x64):
+    victim, variables, data = smooth()
+    image = data.train.image[data.index]
+    far = image + 0.1
+    w = np.asarray(variables.params["w"])
+    gap = np.tanh(far.reshape(5, -1) @ w) - np.tanh(image.reshape(5, -1) @ w)
+    more = evaluate(data, far, hide=0.7)[0] - evaluate(data, far)[0]
+    np.testing.assert_allclose(more, 0.7 * np.mean(gap**2), rtol=1e-9)
+    np.testing.assert_allclose(evaluate(data, image, hide=0.7)[0], evaluate(data)[0], rtol=1e-12)
+    double = hidden(matching(victim), victim, augment=lambda key, x: x + 0.1)
+    aim = double.aim(KEY, variables, data)
+    value, _ = double.value_and_grad(KEY, variables, aim, batch_of(data, far), data)
+    np.testing.assert_allclose(value, evaluate(data, far)[0], rtol=1e-10)
+
+
 VARIANTS = {
     **{name: {"loss": name} for name in LOSSES},
     "head": {"params": "head"},
     "each": {"targets": "each", "loss": "SE"},
     "margin": {"target_loss": "margin"},
     "further terms": {"centreg": 0.7, "normreg": 0.2},
+    "noise": {"loss": "SE", "clip_norm": 0.01, "noise": 0.1},
+    "mixup": {"mixing": mixing.mixup(3), "clean_rows": 3},
+    "hidden": {"loss": "similarity", "hide": 0.7},
 }
 
 
@@ -437,6 +502,9 @@ def test_full_data_shuffles_and_leaves_batches_without_a_poison_out_of_the_loss(
         ({"params": "last"}, "params = 'last'; allowed are all, head"),
         ({"centreg": -1.0}, "centreg = -1.0; it must be"),
         ({"normreg": float("nan")}, "normreg = nan; it must be"),
+        ({"clip_norm": 0.0}, "clip_norm = 0.0; it must be"),
+        ({"noise": -0.1}, "noise = -0.1; it must be"),
+        ({"clean_rows": 0}, "clean_rows = 0; it must be at least 1"),
     ],
 )
 def test_bad_values_are_named(options, message):
