@@ -4,6 +4,7 @@ from jaxpoison import attacks, check, data, hosts, hypergrad, models, perturb, t
 from jaxpoison.ensemble import over_ensemble, over_networks
 from jaxpoison.loops import NonFiniteError, run, run_chunks
 from jaxpoison.over import best_of, device_mesh, over_devices, over_restarts, spread
+from jaxpoison.sweep import over_setups
 from jaxpoison.types import (
     Attack,
     Batch,
@@ -16,8 +17,10 @@ from jaxpoison.types import (
     Learner,
     Objective,
     Perturbation,
+    Replaced,
     Scenario,
     Split,
+    Sweep,
     Training,
     TrainState,
     Variables,
@@ -39,8 +42,10 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "Perturbation",
+    "Replaced",
     "Scenario",
     "Split",
+    "Sweep",
     "TrainState",
     "Training",
     "Variables",
@@ -57,6 +62,7 @@ __all__ = [
     "over_ensemble",
     "over_networks",
     "over_restarts",
+    "over_setups",
     "perturb",
     "run",
     "run_chunks",

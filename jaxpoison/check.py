@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpoison.types import InputError, Scenario
+from jaxpoison.types import InputError, Replaced, Scenario, Sweep
 
 __all__ = [
     "NORMS",
@@ -118,11 +118,36 @@ def radius(norm: Any, eps: Any, *, pixels: bool = True) -> Any:
 def rows(data: Any) -> None:
     """The rows that a Scenario lets change: an integer array [P], each row of the set at most once.
 
-    Anything but a Scenario passes, and so do traced rows.
+    Likewise the rows of every setup of a Sweep, and of a Replaced. Anything else passes, and so do
+    traced rows.
     """
-    if not isinstance(data, Scenario) or isinstance(data.index, jax.core.Tracer):
+    if isinstance(data, Sweep):
+        _sweep(data)
+    elif isinstance(data, Scenario) and not isinstance(data.index, jax.core.Tracer):
+        distinct_rows("scenario.index", data.index, len(data.train.label))
+
+
+def _sweep(sweep: Sweep) -> None:
+    data = sweep.data
+    if isinstance(data, Scenario):
+        name, rows, num = "index", data.index, len(data.train.label)
+    elif isinstance(data, Replaced):
+        name, rows, num = "rows", data.rows, len(data.split.train.label)
+        if (found := data.image.dtype) != (wanted := data.split.train.image.dtype):
+            raise InputError(f"sweep.data.image is {found}; the training set is {wanted}")
+    else:
+        kind = type(data).__name__
+        raise InputError(f"sweep.data is a {kind}; it must be a Scenario or a Replaced")
+    if isinstance(rows, jax.core.Tracer) or isinstance(sweep.number, jax.core.Tracer):
         return
-    distinct_rows("scenario.index", data.index, len(data.train.label))
+    distinct_rows("sweep.number", sweep.number, 2**31)
+    if np.ndim(rows) != 2 or len(rows) != len(sweep.number):
+        raise InputError(
+            f"sweep.data.{name} has shape {np.shape(rows)}; {len(sweep.number)} setups ask for "
+            f"[{len(sweep.number)}, P]"
+        )
+    for number, own in zip(np.asarray(sweep.number), np.asarray(rows), strict=True):
+        distinct_rows(f"{name} of setup {number}", own, num)
 
 
 def distinct_rows(name: str, index: Any, num: int) -> None:

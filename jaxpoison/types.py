@@ -26,9 +26,11 @@ __all__ = [
     "Learner",
     "Objective",
     "Perturbation",
+    "Replaced",
     "Scenario",
     "Split",
     "Streaming",
+    "Sweep",
     "TrainState",
     "Training",
     "Variables",
@@ -98,6 +100,39 @@ class Scenario(NamedTuple):
     goal: Dataset
     index: Int[Array, " p"]
     aux: PyTree = ()
+
+
+class Replaced(NamedTuple):
+    """A split whose training set has other images in some rows, as P rows and not as N.
+
+    Attributes:
+      split: the clean one, whole.
+      rows: [P], int32, rows of its training set, each at most once.
+      image: [P, H, W, C], what stands there instead, in the dtype of the set.
+    """
+
+    split: Split
+    rows: Int[Array, " p"]
+    image: Num[Array, "p h w c"]
+
+    def whole(self) -> Split:
+        """The split that this stands for; labels are the clean ones."""
+        train = self.split.train
+        image = jnp.asarray(train.image).at[self.rows].set(self.image)
+        return self.split._replace(train=Dataset(image, train.label))
+
+
+class Sweep(NamedTuple):
+    """What `over_setups` goes through: S setups of one shape, each with a number of its own.
+
+    Attributes:
+      number: [S], int32, folded into every key: of all setups of a study, whichever stand here.
+      data: a Scenario whose goal and index have a leading axis S (train and aux are shared), or a
+        Replaced whose rows and image have one (split is shared).
+    """
+
+    number: Int[Array, " s"]
+    data: Any
 
 
 class Variables(NamedTuple):

@@ -13,7 +13,7 @@ LEVEL = {
     "types": 0,
     "check": 1,
     **dict.fromkeys(("tree", "lock", "hosts", "signals", "checkpoint", "book", "loops"), 2),
-    **dict.fromkeys(("over", "ensemble"), 2),
+    **dict.fromkeys(("over", "ensemble", "sweep"), 2),
     **dict.fromkeys(("perturb", "data", "models"), 3),
     "victims": 4,
     "hypergrad": 5,

@@ -7,6 +7,7 @@ from jaxpoison.data.setups import Setup, without_targets
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
+from jaxpoison.data.sweeps import stack_setups
 from jaxpoison.data.with_poison import with_poison
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "rounding",
     "setups",
     "split_validation",
+    "stack_setups",
     "stream",
     "synthetic",
     "without_targets",

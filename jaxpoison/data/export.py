@@ -271,11 +271,12 @@ def _target(
     manifest: Manifest, row: int | None, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[np.ndarray, int]:
     """The target image and its true label, from the source data set."""
-    stated, several = (manifest.extra.get(name) for name in ("target", "targets"))
-    if row is None and isinstance(several, dict):
+    stated, targets = (manifest.extra.get(name) for name in ("target", "targets"))
+    several = targets.get("rows", []) if isinstance(targets, dict) else []
+    if row is None and len(several) > 1:
         raise InputError(
-            f"this poison has several targets, rows {several.get('rows')} of split "
-            f"{several.get('split')}; the benchmark holds one: name it, --target ROW"
+            f"this poison has several targets, test rows {', '.join(map(str, several))}; the "
+            "benchmark holds one: name it, --target ROW"
         )
     if row is None and isinstance(stated, dict):
         row, split = stated.get("row"), str(stated.get("split"))

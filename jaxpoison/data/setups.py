@@ -116,16 +116,15 @@ class Setup(NamedTuple):
     def extra(self, test_split: str = "test") -> dict[str, Any]:
         """What the manifest of this setup's poison folder says under `extra`, as JSON values.
 
-        `poison_rows` keeps the drawn order, which the folder's mask does not; `target`, or for
-        several `targets`, names the test row. `export(path, "benchmark")` reads both.
+        {setup, target: {split, row} of the first, targets: {rows, wanted, true}, poison_rows} for a
+        folder of the whole training set: `poison_rows` keeps the drawn order, which its mask does
+        not. `export(path, "benchmark")` reads them.
         """
-        rows = np.asarray(self.target_rows).tolist()
-        one = {"target": {"split": test_split, "row": rows[0]}}
-        several = {"targets": {"split": test_split, "rows": rows}}
+        targets = {"rows": self.target_rows, "wanted": self.wanted, "true": self.true}
         return {
             "setup": self.name,
-            **(one if len(rows) == 1 else several),
-            "wanted": np.asarray(self.wanted).tolist(),
+            "target": {"split": test_split, "row": int(self.target_rows[0])},
+            "targets": {name: np.asarray(x).tolist() for name, x in targets.items()},
             "poison_rows": np.asarray(self.poison_rows).tolist(),
         }
 
