@@ -229,14 +229,14 @@ class Bilevel(NamedTuple):
     """The game: a follower `phi` trains on what `theta` poisons, the leader minimizes outer_loss.
 
     Attributes:
-      inner_init: (key, scenario) -> phi (TrainState).
+      inner_init: (key, scenario) -> phi, a TrainState unless the problem says otherwise.
       inner_step: (key, theta, phi, scenario) -> (phi, info), differentiable in theta and phi.
       inner_loss: (key, theta, phi, scenario) -> scalar, the follower's loss on one batch.
       outer_loss: (key, theta, phi, scenario) -> scalar, minimized by the attacker.
     """
 
-    inner_init: Callable[..., TrainState]
-    inner_step: Callable[..., tuple[TrainState, Any]]
+    inner_init: Callable[..., PyTree]
+    inner_step: Callable[..., tuple[PyTree, Any]]
     inner_loss: Callable[..., Array]
     outer_loss: Callable[..., Array]
 

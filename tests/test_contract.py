@@ -32,6 +32,11 @@ def victim():
 
 
 @functools.cache
+def plain():
+    return jp.models.mlp(SHAPE, CLASSES, hidden=(4,), batch_norm=False, logits_norm=False)
+
+
+@functools.cache
 def network():
     return jp.models.create_generator("mlp_generator", SHAPE, hidden=(6,))
 
@@ -90,6 +95,9 @@ SMALL = {"num_classes": CLASSES, "batch_size": 5}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
 GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
 BATCHES = jp.attacks.Crafting(steps=3, batch_size=6)
+META = jp.attacks.MetaCrafting(
+    members=2, recipe=jp.victims.Recipe(2, 9, 0.1, momentum=0.0), learning_rate=0.1, warmup=0
+)
 ATTACKS = {  # name: (factory of eps, norm, eps)
     "random_noise": (lambda e: jp.attacks.random_noise(eps=e), "linf", 0.1),
     "random_noise_l2": (lambda e: jp.attacks.random_noise(eps=e, norm="l2"), "l2", 1.0),
@@ -130,9 +138,12 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
         lambda e: jp.attacks.feature_collision(victim(), eps=e, batch_size=6), "linf", 0.1,
     ),
     "watermark": (lambda e: jp.attacks.watermark(eps=e, std=0.2), "linf", 0.1),
+    "metapoison": (
+        lambda e: jp.attacks.metapoison(plain(), eps=e, crafting=META), "linf", 0.1,
+    ),
     "metapoison_at_surrogate": (
         lambda e: jp.attacks.metapoison_at_surrogate(
-            victim(), eps=e, crafting=jp.attacks.Crafting(steps=3, batch_size=6)
+            victim(), eps=e, crafting=BATCHES
         ),
         "linf", 0.1,
     ),

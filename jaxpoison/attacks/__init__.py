@@ -16,6 +16,7 @@ from jaxpoison.attacks.targeted.feature_collision import (
     mean_feature_collision,
 )
 from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
+from jaxpoison.attacks.targeted.metapoison import MetaCrafting, metapoison
 from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_surrogate
 from jaxpoison.attacks.targeted.watermark import watermark
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
@@ -29,6 +30,7 @@ from jaxpoison.attacks.unlearnable.random_noise import random_noise
 __all__ = [
     "Crafting",
     "GeneratorCard",
+    "MetaCrafting",
     "TrainedGenerator",
     "bilevel",
     "bullseye_polytope",
@@ -44,6 +46,7 @@ __all__ = [
     "load_generator",
     "lsp",
     "mean_feature_collision",
+    "metapoison",
     "metapoison_at_surrogate",
     "one_pixel",
     "poison_dataset",

@@ -1,6 +1,7 @@
 """Rules for the gradient of the outer loss: `Bilevel -> Hypergrad`, interchangeable."""
 
 from jaxpoison.hypergrad.adaptation import adaptation
+from jaxpoison.hypergrad.along_training import Surrogate, along_training
 from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
@@ -16,7 +17,9 @@ from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
     "Aimed",
+    "Surrogate",
     "adaptation",
+    "along_training",
     "alternating",
     "at_surrogate",
     "clean_batch",

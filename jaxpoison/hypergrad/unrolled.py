@@ -13,11 +13,17 @@ __all__ = ["unrolled"]
 
 
 def unrolled(
-    problem: Bilevel, *, steps: int, remat: bool = True, restart: bool = False
+    problem: Bilevel,
+    *,
+    steps: int,
+    remat: bool = True,
+    restart: bool = False,
+    every_step: bool = False,
 ) -> Hypergrad:
     """Exact hypergradient of the outer loss after K inner steps.
 
-    phi_K(theta) = step_theta(... step_theta(phi_0));  gradient = d L_out(theta, phi_K) / d theta.
+    phi_K(theta) = step_theta(... step_theta(phi_0));  gradient = d L(theta) / d theta,
+    L = L_out(theta, phi_K), or with `every_step` the mean of L_out(theta, phi_k) over k = 1 .. K.
 
     Memory with remat: one follower state per step, and one step's activations (two levels above
     K = 32: 2 sqrt(K) states).
@@ -27,6 +33,7 @@ def unrolled(
       steps: K >= 1.
       remat: rematerialize each inner step; False keeps all K steps' activations.
       restart: phi_0 is drawn anew at every estimate; otherwise training goes on from phi_K.
+      every_step: the outer loss is read after every inner step, not after the last one alone.
 
     Raises: InputError for steps < 1.
     """
@@ -43,20 +50,26 @@ def unrolled(
         def trained(theta):
             def step(phi, k):
                 step_key = jax.random.fold_in(inner_key, k)
-                return problem.inner_step(step_key, theta, phi, scenario)[0], None
+                phi = problem.inner_step(step_key, theta, phi, scenario)[0]
+                if not every_step:
+                    return phi, None
+                read_key = jax.random.fold_in(outer_key, k)
+                return phi, problem.outer_loss(read_key, theta, phi, scenario)
 
             one = jax.checkpoint(step, prevent_cse=False) if remat else step
             if outer == 1:
-                return lax.scan(one, phi, jnp.arange(steps))[0]
+                return lax.scan(one, phi, jnp.arange(steps))
 
             @jax.checkpoint
             def several(phi, ks):
                 return lax.scan(one, phi, ks)
 
-            return lax.scan(several, phi, jnp.arange(steps).reshape(outer, -1))[0]
+            return lax.scan(several, phi, jnp.arange(steps).reshape(outer, -1))
 
         def after(theta):
-            phi_k = trained(theta)
+            phi_k, losses = trained(theta)
+            if losses is not None:
+                return jnp.mean(losses), phi_k
             return problem.outer_loss(outer_key, theta, phi_k, scenario), phi_k
 
         (loss, phi), gradient = jax.value_and_grad(after, has_aux=True)(theta)

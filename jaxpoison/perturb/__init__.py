@@ -3,6 +3,7 @@
 from jaxpoison.perturb.at_clean import at_clean
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
+from jaxpoison.perturb.color import Colored, color_bound, color_map, colored, roughness
 from jaxpoison.perturb.generator import generated, generator, moving
 from jaxpoison.perturb.initial import normal, uniform, zero
 from jaxpoison.perturb.per_sample import per_sample, poison
@@ -16,8 +17,12 @@ from jaxpoison.perturb.projections import (
 
 __all__ = [
     "Budget",
+    "Colored",
     "at_clean",
     "class_wise",
+    "color_bound",
+    "color_map",
+    "colored",
     "generated",
     "generator",
     "moving",
@@ -29,6 +34,7 @@ __all__ = [
     "project_l0",
     "project_l2",
     "project_linf",
+    "roughness",
     "uniform",
     "zero",
 ]

@@ -45,7 +45,7 @@ def per_sample(budget: Budget, *, init: Any = "zero") -> Perturbation:
         clean = as_float(scenario.train.image[rows])
         image = clean
         if scenario.index.shape[0]:
-            slot = _slots(scenario)[rows]
+            slot = slots(scenario)[rows]
             changed = (slot >= 0).reshape(-1, 1, 1, 1)
             delta = theta[jnp.maximum(slot, 0)]
             image = clean + jnp.where(changed, delta, jnp.zeros_like(delta))
@@ -101,7 +101,7 @@ def _changed(scenario: Scenario) -> Float[Array, "p h w c"]:
     return clean.astype(jnp.promote_types(clean.dtype, jnp.float32))
 
 
-def _slots(scenario: Scenario) -> Int[Array, " n"]:
+def slots(scenario: Scenario) -> Int[Array, " n"]:
     """For each training row its place in `scenario.index`, or -1."""
     index = scenario.index
     slots = jnp.full(scenario.train.label.shape, -1, jnp.int32)

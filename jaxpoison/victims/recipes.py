@@ -35,6 +35,7 @@ __all__ = [
     "gue_adversarial",
     "iss",
     "lsp",
+    "metapoison",
     "ops",
     "poisoning_benchmark",
     "poisoning_benchmark_transfer",
@@ -151,6 +152,25 @@ def lsp(*, epochs: int = 100) -> Recipe:
     Without that flag it has augmentation="none". Its loader does not shuffle; here every epoch is.
     """
     return _steps(_common(epochs, "LSP code, cifar_train.py --aug"), (1, 2), (3, 4))
+
+
+def metapoison(*, epochs: int = 200) -> Recipe:
+    """Huang et al. 2020: plain SGD; x 0.1 at epochs 100, 150 and 200, of however many.
+
+    The rate rises over five epochs, here from 0, update by update; without decay or augmentation.
+    """
+    check.at_least(1, epochs=epochs)
+    reached = tuple(m for m in (100, 150, 200) if m < epochs)
+    return Recipe(
+        epochs,
+        125,
+        0.1,
+        schedule="step" if reached else "constant",
+        milestones=reached,
+        warmup=min(5, epochs - 1),
+        momentum=0.0,
+        source="MetaPoison code",
+    )
 
 
 def sep_surrogate(*, epochs: int = 120) -> Recipe:

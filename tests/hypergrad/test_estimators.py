@@ -39,6 +39,20 @@ def test_unrolled_is_the_closed_form(quadratic, steps, remat):
     )
 
 
+@pytest.mark.parametrize("steps", [2, 36])
+def test_unrolled_read_after_every_step_is_the_mean_of_the_closed_forms(quadratic, steps):
+    estimator = unrolled(oracles.quadratic_problem(quadratic), steps=steps, every_step=True)
+    theta = np.array([0.3, -1.0, 0.5])
+    phi = estimator.init(KEY, None)
+    gradient, after, loss = jax.jit(estimator.estimate)(KEY, jnp.asarray(theta), phi, None)
+    ks = range(1, steps + 1)
+    values = [np.sum((quadratic.after(theta, k) - quadratic.b) ** 2) / 2 for k in ks]
+    np.testing.assert_allclose(loss, np.mean(values) + quadratic.c @ theta, rtol=1e-10)
+    expected = np.mean([quadratic.hypergradient(theta, k) for k in ks], axis=0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+    np.testing.assert_allclose(after.params, quadratic.after(theta, steps), rtol=1e-10)
+
+
 def test_unrolled_goes_on_or_starts_anew(quadratic):
     theta = jnp.array([0.3, -1.0, 0.5])
     moved = TrainState(jnp.zeros(4), (), ())

@@ -203,6 +203,7 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         BREW | {"batch_size": 512, "learning_rate": 0.4, "weight_decay": 2e-3},
         {14: 0.1, 24: 0.01, 35: 0.001},
     ),
+    ("metapoison", {}, 200, PLAIN | {"batch_size": 125, "warmup": 5}, "rising"),
     (
         "witches_brew_basic",
         {},
@@ -245,6 +246,8 @@ def test_a_preset_says_what_its_source_says(name, arguments, epochs, fields, sch
     at = np.arange(epochs)
     if schedule == "cosine":
         expected = (1 + np.cos(np.pi * at / epochs)) / 2
+    elif schedule == "rising":
+        expected = np.interp(at, [0, 5], [0, 1]) * 0.1 ** np.searchsorted([100, 150], at, "right")
     else:
         expected = np.ones(epochs)
         for epoch, factor in schedule.items():

@@ -11,6 +11,7 @@ targets with the labels that the attacker wants. Differs from MetaPoison itself,
 
 import functools
 
+from jaxpoison import check
 from jaxpoison.attacks.crafting import Crafting, craft
 from jaxpoison.hypergrad import adaptation
 from jaxpoison.types import Attack, Victim
@@ -47,6 +48,7 @@ def metapoison_at_surrogate(
       empty.
     Source: Geiping et al. 2021, released code, recipe "metapoison".
     """
+    check.at_least(1, unroll_steps=unroll_steps)
     return craft(
         victim,
         functools.partial(adaptation, steps=unroll_steps, learning_rate=learning_rate),
