@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.ensemble import over_ensemble
 from jaxpoison.hypergrad import along_training
-from jaxpoison.over import over_ensemble
 from jaxpoison.perturb import Budget, colored, per_sample, roughness
 from jaxpoison.types import Attack, Hypergrad, Victim
 from jaxpoison.victims import Recipe, recipes
