@@ -9,6 +9,7 @@ second compiles nothing. There is no mapping over arms, as one program for sever
 a CPU (benchmarks/bench_mapping.py) and holds all sets at once.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
-from jaxpoison import check, tree
-from jaxpoison.types import Attack, InputError, Streaming, Training
+from jaxpoison import check, hosts, tree
+from jaxpoison.types import Attack, InputError, Scenario, Streaming, Training
 
-__all__ = ["best_of", "device_mesh", "over_devices", "over_restarts", "spread"]
+__all__ = ["best_of", "best_restart", "device_mesh", "over_devices", "over_restarts", "spread"]
 
 PyTree = Any
 Process = TypeVar("Process", Attack, Training)
@@ -53,7 +55,10 @@ def over_restarts(process: Process, num: int, *, chunk: int | None = 1) -> Proce
 
         return each(lambda rs: one(*rs), (jnp.arange(num), state))
 
-    return _repeat(process, init, step, lambda state, data: _poisons(process, each, state, data))
+    def mapped(fn):
+        return lambda state, data: each(lambda state_r: fn(state_r, data), state)
+
+    return _repeat(process, init, step, mapped)
 
 
 def over_devices(
@@ -100,13 +105,13 @@ def over_devices(
 
         return sharded(body, (P(axis), P(axis), P(), P()))(jnp.arange(num), state, key, data)
 
-    def poison(state, data):
+    def mapped(fn):
         def body(state, data):
-            return _poisons(process, each, state, data)
+            return each(lambda state_r: fn(state_r, data), state)
 
-        return sharded(body, (P(axis), P()))(state, data)
+        return sharded(body, (P(axis), P()))
 
-    return _repeat(process, init, step, poison)
+    return _repeat(process, init, step, mapped)
 
 
 def spread(process: Process, num: int, *, chunk: int | None = 1) -> Process:
@@ -143,33 +148,47 @@ def spread(process: Process, num: int, *, chunk: int | None = 1) -> Process:
     return over_devices(process, mesh, num)
 
 
-def best_of(process: Process, state: PyTree, info: PyTree) -> tuple[Process, PyTree]:
-    """The restart with the lowest outer loss at the last step (a NaN never wins).
+def best_of(
+    process: Process, state: PyTree, info: PyTree, scenario: Scenario | None = None
+) -> tuple[Process, PyTree]:
+    """The restart with the lowest outer loss at the last step, or score (a NaN never wins).
 
-    That loss was taken before the last update, on that step's draws of augmentation. Of restarts
-    that `attacks.keep_best` watches, the lowest held-out score decides (`info.best` at the last
-    step), the loss only among equal ones. Of restarts of restarts it is the outer one that holds
-    the best.
+    The loss was taken before the last update, on that step's draws of augmentation. An attack with
+    a `score` of its own (`Crafting.score`) is chosen by that of its final states instead. Of
+    restarts that `attacks.keep_best` watches, the lowest held-out score decides (`info.best` at the
+    last step), the loss only among equal ones. Of restarts of restarts it is the outer one that
+    holds the best.
 
     Args:
       process: what `over_restarts` or `over_devices` returned.
       state: its state, leaves [R, ...].
       info: its info over steps, `info.outer_loss` [T, R, ...].
+      scenario: what the attack ran on; read where it has a score, on the devices that ran it.
 
     Returns: (the single process, the state of its best restart).
-    Raises: InputError if `process` repeats nothing, or every loss is NaN.
+    Raises: InputError if `process` repeats nothing, every loss is NaN, or the scenario is missing.
     """
+    single: Any = process.single
+    return single, tree.take(state, best_restart(process, state, info, scenario))
+
+
+def best_restart(
+    process: Process, state: PyTree, info: PyTree, scenario: Scenario | None = None
+) -> Int[Array, ""]:
+    """The number of the restart that `best_of` takes; arguments and errors as there."""
     if process.single is None:
         raise InputError("best_of needs the result of over_restarts or over_devices")
-    loss = jnp.asarray(info.outer_loss)[-1]
+    loss, what = jnp.asarray(info.outer_loss)[-1], "outer loss"
+    if isinstance(process, Attack) and process.score is not None:
+        if scenario is None:
+            raise InputError("this attack chooses by its score: best_of needs the scenario too")
+        loss, what = _scores(process, state, scenario), "score"
     lost = jnp.isnan(loss)
     if not isinstance(lost, jax.core.Tracer) and bool(jnp.all(lost)):
-        raise InputError("best_of has nothing to choose: the outer loss of every restart is NaN")
-    score = jnp.asarray(info.best)[-1] if hasattr(info, "best") else jnp.zeros_like(loss)
-    order = jnp.lexsort([x.ravel() for x in (loss, score, lost)])
-    best = order[0] // (loss.size // len(loss))
-    single: Any = process.single
-    return single, tree.take(state, best)
+        raise InputError(f"best_of has nothing to choose: the {what} of every restart is NaN")
+    held_out = jnp.asarray(info.best)[-1] if hasattr(info, "best") else jnp.zeros_like(loss)
+    order = jnp.lexsort([x.ravel() for x in (loss, held_out, lost)])
+    return order[0] // (loss.size // len(loss))
 
 
 def device_mesh(num: int | None = None, *, axis: str = "restart") -> Mesh:
@@ -232,11 +251,24 @@ def _check_repeatable(process: Any) -> None:
         raise InputError("a streamed training repeats itself: streamed_training(..., seeds=num)")
 
 
-def _repeat(process, init, step, poison) -> Any:
+def _repeat(process, init, step, mapped) -> Any:
+    """`mapped(fn)` is fn(state_r, data) of every restart."""
     if isinstance(process, Attack):
-        return process._replace(init=init, step=step, poison=poison, single=process, generator=None)
+        score = process.score and mapped(process.score)
+        again = {"init": init, "step": step, "poison": mapped(process.poison), "score": score}
+        return process._replace(**again, single=process, generator=None)
     return Training(init, step, single=process)
 
 
-def _poisons(process, each, state, data):
-    return each(lambda state_r: process.poison(state_r, data), state)
+def _scores(process, state, scenario):
+    """[R, ...]; what is bound to one device or host may go to all of them."""
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, scenario)))
+    if jax.device_count() > 1 and not traced:
+        state, scenario = hosts.fetch((state, scenario))
+        return jnp.asarray(hosts.fetch(_score(process, state, scenario)))
+    return _score(process, state, scenario)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(process, state, scenario):
+    return process.score(state, scenario)

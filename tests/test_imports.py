@@ -29,7 +29,12 @@ ONLY_IN = {
 }
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 NOT_USED = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
-SHARED_ASSEMBLY = {"bilevel", "crafting", "selection"}  # of attacks/, for all attacks
+SHARED_ASSEMBLY = {
+    "bilevel",
+    "crafting",
+    "selection",
+    "update_rules",
+}  # of attacks/, for all attacks
 
 
 def modules(node: ast.AST, package: str) -> list[str]:

@@ -203,6 +203,49 @@ def test_best_of_nested_restarts_takes_the_outer_one_that_holds_the_lowest():
     assert inner is single.single and int(best) == 3
 
 
+AT_THREE = jp.Scenario(None, None, None, aux=jnp.float32(3))  # type: ignore
+
+
+def scored():
+    """A walk that is chosen by its distance from what it ran on; a negative state has no score."""
+
+    def score(state, data):
+        return jnp.where(state[0] < 0, jnp.nan, jnp.abs(state[0] - data.aux))
+
+    return walk()._replace(score=score)
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda a: jp.over_restarts(a, 4),
+        lambda a: jp.over_restarts(a, 4, chunk=None),
+        lambda a: jp.over_devices(a, jp.device_mesh(4), 4),
+    ],
+)
+@pytest.mark.parametrize(("start", "winner"), [([9, 5, 4, 1], 2), ([-1, 5, -1, 9], 1)])
+def test_an_attack_with_a_score_is_chosen_by_it(repeat, start, winner):
+    repeated, state = repeat(scored()), jnp.asarray(start, jnp.float32)[:, None]
+    single, best = jp.best_of(repeated, state, losses([0, 1, 2, 3]), AT_THREE)
+    assert single is repeated.single and float(best[0]) == start[winner]
+    with pytest.raises(InputError, match="^this attack chooses by its score: best_of needs the"):
+        jp.best_of(repeated, state, losses([0, 1, 2, 3]))
+    with pytest.raises(
+        InputError, match="^best_of has nothing to choose: the score of every .* NaN"
+    ):
+        jp.best_of(repeated, -jnp.ones((4, 1)), losses([0, 1, 2, 3]), AT_THREE)
+
+
+def test_nested_restarts_are_chosen_by_score_too():
+    nested = jp.over_restarts(jp.over_restarts(scored(), 2), 2)
+    state = jnp.asarray([[9.0, 8.0], [-1.0, 4.0]])[..., None]
+    info = losses([[0, 1], [2, 3]])
+    single, best = jp.best_of(nested, state, info, AT_THREE)
+    assert single is nested.single and np.array_equal(best.ravel(), [-1, 4])
+    last = losses([2, 3])
+    assert float(jp.best_of(single, best, last, AT_THREE)[1][0]) == 4
+
+
 def test_best_of_has_one_line_for_what_it_cannot_do():
     with pytest.raises(InputError, match="^best_of needs the result of over_restarts"):
         jp.best_of(walk(), (), losses([1.0]))

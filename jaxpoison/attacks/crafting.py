@@ -3,58 +3,31 @@
 delta <- P(delta - rate_m rule(sum_k d objective_k / d delta)), P the ball and then the image box.
 """
 
-import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.update_rules import REFERENCE_BATCH, RULES, check_channels, update_rule
 from jaxpoison.data.augment import Augmentation
-from jaxpoison.ensemble import over_ensemble
+from jaxpoison.ensemble import over_ensemble, over_networks
 from jaxpoison.hypergrad import at_surrogate
 from jaxpoison.perturb import Budget, at_clean, per_sample
-from jaxpoison.types import Attack, InputError, Objective, Victim
+from jaxpoison.types import Attack, Hypergrad, InputError, Objective, Perturbation, Victim
 
-__all__ = ["WITCHES_BREW", "Crafting", "craft", "update_rule"]
+__all__ = ["WITCHES_BREW", "Crafting", "craft"]
 
-DROPS = (2.667, 1.6, 1.142)  # the rate falls after M // 2.667 steps, M // 1.6, M // 1.142
 INITIAL = ("normal", "uniform", "zero", "unit_normal")
-REFERENCE_BATCH = 512  # of the poisons: the rate is stated for it
-
-
-class _Rule(NamedTuple):
-    """How a rule is made of its rate, and how the rate is stated.
-
-    `relative`: to the radius in normalized units, their mean over channels unless `per_channel`.
-    """
-
-    make: Callable[[Any], optax.GradientTransformation]
-    sign: bool
-    relative: bool = False
-    per_channel: bool = False
-    scheduled: bool = True
-
-
-def _momentum(rate):
-    return optax.sgd(rate, momentum=0.9)
-
-
-_RULES = {
-    "sign_adam": _Rule(optax.adam, sign=True),
-    "adam": _Rule(optax.adam, sign=False),
-    "mom_pgd": _Rule(_momentum, sign=True, relative=True),
-    "mom_sgd": _Rule(_momentum, sign=False, relative=True),
-    "pgd": _Rule(optax.sgd, sign=True, relative=True, per_channel=True, scheduled=False),
-    "gd": _Rule(optax.sgd, sign=False, relative=True, per_channel=True, scheduled=False),
-}
+SCORES = ("last", "averaged")
+SCORE_SEED = 0  # of the draws of augmentation that all restarts are scored on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +52,11 @@ class Crafting:
         does so after the first step only).
       augment: of the poisons at every step, (key, image) -> image; None for none.
       full_data: as in `hypergrad.at_surrogate`.
+      score: what `best_of` chooses among restarts by: "last", the outer loss of the last step, on
+        its one draw of augmentation and before the update, as the paper's code does; or "averaged",
+        the mean loss of the final delta over `score_draws` draws, the same for all restarts. It is
+        computed in the network's own dtype: of a bfloat16 network it is good to about 1e-4.
+      score_draws: of "averaged"; each costs about one step.
 
     Errors:
       InputError: a value that cannot be used; the message says what is allowed.
@@ -97,17 +75,34 @@ class Crafting:
     init: Any = "normal"
     augment: Augmentation | None = None
     full_data: bool = False
+    score: str = "last"
+    score_draws: int = 16
 
     def __post_init__(self):
         check.at_least(1, steps=self.steps, batch_size=self.batch_size, ensemble=self.ensemble)
-        check.one_of(_RULES, optimizer=self.optimizer)
+        check.one_of(RULES, optimizer=self.optimizer)
         check.positive(tau=self.tau)
         if not self.std:
             raise InputError("std is empty; it must have one number, or one per channel")
         for std in self.std:
             check.positive(std=std)
+        check.one_of(SCORES, score=self.score)
+        check.at_least(1, score_draws=self.score_draws)
         if not callable(self.init):
             check.one_of(INITIAL, init=self.init)
+
+    def update_rule(self, eps: float | Float[Array, ""]) -> optax.GradientTransformation:
+        """Gradients of delta, pixel units, to updates; see `attacks.update_rules`."""
+        return update_rule(
+            self.optimizer,
+            steps=self.steps,
+            tau=self.tau,
+            decay=self.decay,
+            std=self.std,
+            batch_size=self.batch_size,
+            ensemble=self.ensemble,
+            eps=eps,
+        )
 
 
 WITCHES_BREW = Crafting()
@@ -115,7 +110,7 @@ WITCHES_BREW = Crafting()
 
 
 def craft(
-    victim: Victim,
+    victim: Victim | Sequence[Victim],
     objective: Callable[[Victim], Objective],
     *,
     eps: float,
@@ -125,90 +120,97 @@ def craft(
     """The attack that minimizes an objective of its poisons at trained surrogates.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or n of them: surrogate k of `crafting.ensemble` is of network
+        k mod n. `scenario.aux` holds trained `Variables`: of one surrogate as they are; of K of one
+        network stacked on a leading axis; of n networks a tuple with one entry per network, each
+        stacked over its surrogates.
       objective: of a network.
       eps: L-infinity radius, pixel units (8/255).
       crafting: settings of the loop.
       clean_gradient: gradients are taken at the clean images, see `perturb.at_clean`.
 
     Returns: an Attack whose `num_steps` are `crafting.steps`.
+    Raises: InputError for more networks than surrogates; at init for an `aux` of another form.
     """
-    space = per_sample(Budget("linf", eps), init=_initial(crafting))
-    hypergrad = at_surrogate(
-        objective(victim),
-        at_clean(space) if clean_gradient else space,
-        batch_size=crafting.batch_size,
-        augment=crafting.augment,
-        full_data=crafting.full_data,
-    )
-    if crafting.ensemble > 1:
-        hypergrad = over_ensemble(
-            hypergrad, crafting.ensemble, aux_axis=0, shared=True, mesh=crafting.mesh
+    networks = (victim,) if isinstance(victim, Victim) else tuple(victim)
+    if not networks:
+        raise InputError("there is no surrogate network; at least one is needed")
+    if crafting.ensemble < len(networks):
+        raise InputError(
+            f"ensemble = {crafting.ensemble} surrogates of {len(networks)} networks; each network "
+            "needs at least one"
         )
-    attack = bilevel(space, hypergrad, update_rule(crafting, eps))
-    return attack._replace(num_steps=crafting.steps)
+    space = per_sample(Budget("linf", eps), init=_initial(crafting))
+    still = _estimator(networks, objective, space, crafting)
+    hypergrad = still
+    if clean_gradient:
+        hypergrad = _estimator(networks, objective, at_clean(space), crafting)
+    attack = bilevel(space, hypergrad, crafting.update_rule(eps))
+
+    def init(key, scenario):
+        _check_aux(networks, crafting.ensemble, scenario.aux)
+        return attack.init(key, scenario)
+
+    def score(state, scenario):
+        def loss(number):
+            key = jax.random.fold_in(jax.random.key(SCORE_SEED), number)
+            return still.estimate(key, state.theta, state.phi, scenario)[2]
+
+        return jnp.mean(lax.map(loss, jnp.arange(crafting.score_draws)))
+
+    chosen = score if crafting.score == "averaged" else None
+    return attack._replace(init=init, num_steps=crafting.steps, score=chosen)
 
 
-def update_rule(crafting: Crafting, eps: float | Float[Array, ""]) -> optax.GradientTransformation:
-    """The rule of delta [P, H, W, C] in pixel units, taken as in the paper on (x - mean) / std.
-
-    With G = sum_k d objective_k / d (delta / std) = K std mean_k(d objective_k / d delta), s_c the
-    std of channel c, B the batch size and b = (B / 512) / K, step m = 0, 1, ... is
-
-      delta_c <- delta_c - s_c rate_m R(G)_c,
-
-      "sign_adam", "adam"  R = Adam (0.9, 0.999, 1e-8) of sign(G), of G;  rate_0 = tau b
-      "mom_pgd", "mom_sgd" R = v <- 0.9 v + sign(G), + G;    rate_0 = mean_c(eps / s_c) tau b
-      "pgd", "gd"          R = sign(G), G;     rate = (eps / s_c) tau b, so s_c rate = eps tau b
-
-    and rate_m as `Crafting.decay` says. Of gradients without zeros "sign_adam" is
-    v <- 0.9 v + 0.1 sign(G), delta <- delta - s rate_m v / (1 - 0.9^(m + 1)).
-
-    G is the sum over members, as in the paper: `over_ensemble` gives the mean, times K here. With
-    sign rules that changes nothing but the rate's 1 / K; "gd" and "mom_sgd" are linear in G, so the
-    K cancels; "adam" feels it in its 1e-8 alone. The paper's code takes steps of "pgd" and "gd"
-    right after each batch of poisons: every row is in one batch, so that is the same.
-
-    Args:
-      crafting: the settings.
-      eps: L-infinity radius, pixel units; may be traced.
-
-    Returns: gradients (the mean over members) to updates; its `init` raises InputError if `std` has
-      another number of channels than delta.
-    Source: Geiping et al. 2021, released code.
-    """
-    rule = _RULES[crafting.optimizer]
-    std = np.asarray(crafting.std, np.float32)
-    rate = crafting.tau * crafting.batch_size / REFERENCE_BATCH / crafting.ensemble
-    unit = 1 / std if rule.per_channel else np.mean(1 / std) if rule.relative else 1.0
-    if rule.relative:
-        rate = rate * eps
-    if rule.scheduled and crafting.decay:
-        drops = collections.Counter(int(crafting.steps // share) for share in DROPS)
-        rate = optax.piecewise_constant_schedule(rate, {m: 0.1**n for m, n in drops.items()})
-    sign = [optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g))] if rule.sign else []
-    return optax.chain(
-        _scaled(crafting.ensemble * std), *sign, rule.make(rate), _scaled(std * unit)
-    )
+def _estimator(
+    networks: Sequence[Victim],
+    objective: Callable[[Victim], Objective],
+    space: Perturbation,
+    crafting: Crafting,
+) -> Hypergrad:
+    """The gradient of one surrogate, or the mean over several."""
+    singles = [
+        at_surrogate(
+            objective(network),
+            space,
+            batch_size=crafting.batch_size,
+            augment=crafting.augment,
+            full_data=crafting.full_data,
+        )
+        for network in networks
+    ]
+    num, mesh = crafting.ensemble, crafting.mesh
+    if len(networks) > 1:
+        return over_networks(singles, num, shared=True, mesh=mesh)
+    if num > 1:
+        return over_ensemble(singles[0], num, aux_axis=0, shared=True, mesh=mesh)
+    return singles[0]
 
 
-def _scaled(factor) -> optax.GradientTransformation:
-    """Updates times a factor per channel, of their last axis."""
+def _check_aux(networks: Sequence[Victim], num: int, aux: Any) -> None:
+    """An `InputError` unless aux is as `craft` says; `at_surrogate` has a line for an empty one."""
+    if not jax.tree.leaves(aux):
+        return
+    if len(networks) == 1:
+        return _check_variables(networks[0], num if num > 1 else None, aux, "scenario.aux")
+    if type(aux) is tuple and len(aux) == len(networks):  # over_networks has a line for others
+        for i, (network, one) in enumerate(zip(networks, aux, strict=True)):
+            members = len(range(i, num, len(networks)))
+            _check_variables(network, members, one, f"scenario.aux[{i}]")
 
-    def init(params):
-        for x in jax.tree.leaves(params):
-            _check_channels(factor, x.shape)
-        return optax.EmptyState()
 
-    def update(updates, state, params=None):
-        del params
-
-        def scale(u):
-            return u * jnp.asarray(factor, u.dtype).reshape((1,) * (u.ndim - 1) + (-1,))
-
-        return jax.tree.map(scale, updates), state
-
-    return optax.GradientTransformation(init, update)
+def _check_variables(network: Victim, members: int | None, aux: Any, name: str) -> None:
+    expected = jax.eval_shape(network.init, jax.random.key(0))
+    if jax.tree.structure(aux) != jax.tree.structure(expected):
+        raise InputError(f"{name} is not the Variables of its surrogate network")
+    lead = () if members is None else (members,)
+    form = "of one surrogate" if members is None else f"stacked over its {members} surrogates"
+    for leaf, want in zip(jax.tree.leaves(aux), jax.tree.leaves(expected), strict=True):
+        if jnp.shape(leaf) != (*lead, *want.shape):
+            raise InputError(
+                f"{name} has an array of shape {jnp.shape(leaf)} where {(*lead, *want.shape)} is "
+                f"expected, {form}"
+            )
 
 
 def _initial(crafting: Crafting) -> Any:
@@ -218,13 +220,8 @@ def _initial(crafting: Crafting) -> Any:
 
     def unit_normal(key, shape, dtype, budget):
         del budget
-        _check_channels(crafting.std, shape)
+        check_channels(crafting.std, shape)
         std = jnp.asarray(crafting.std, dtype).reshape(1, 1, 1, -1)
         return std * jax.random.normal(key, shape, dtype)
 
     return unit_normal
-
-
-def _check_channels(std, shape) -> None:
-    if len(std) not in (1, shape[-1]):
-        raise InputError(f"std has {len(std)} numbers; the images have {shape[-1]} channels")

@@ -241,7 +241,7 @@ class Poisons:
         """(attack, state, seconds) at the end of its steps; of restarts the best one."""
         state, info, seconds = self._work.run("craft", arm, attack, key, scenario, num_steps)
         if attack.single is not None:
-            attack, state = over.best_of(attack, state, info)
+            attack, state = over.best_of(attack, state, info, scenario)
         return attack, state, seconds
 
     def forget_picture(self, arm: str) -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpoison import checkpoint, hosts, over
+from jaxpoison import checkpoint, hosts, over, tree
 from jaxpoison.data import Setup, poisoned, with_poison
 from jaxpoison.report import record
 from jaxpoison.report.arms import Arm
@@ -139,9 +139,8 @@ def craft(work: Work, name: str, one: Arm, key: Key, scenario: Scenario) -> Craf
     state, info, seconds = work.run("craft", name, one.attack, key, scenario, one.num_steps)
     attack, loss = one.attack, np.asarray(info.outer_loss, np.float64)
     if attack.single is not None:
-        numbered = (state, jnp.arange(loss.shape[1]))
-        attack, (state, number) = over.best_of(attack, numbered, info)
-        loss = loss[:, int(number)]
+        number = int(over.best_restart(attack, state, info, scenario))
+        attack, state, loss = attack.single, tree.take(state, number), loss[:, number]
     first_last = {"first": float(loss[0].mean()), "last": float(loss[-1].mean())}
     image = jax.device_get(_changed(attack, state, scenario))
     return Crafted(image, first_last if len(loss) > 1 else None, seconds.compile + seconds.steps)

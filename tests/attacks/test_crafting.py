@@ -10,9 +10,8 @@ import optax
 import pytest
 
 import jaxpoison as jp
-from jaxpoison.attacks.crafting import Crafting, craft, update_rule
-from jaxpoison.hypergrad import matching
-from jaxpoison.types import InputError
+from jaxpoison.attacks.crafting import Crafting, craft
+from jaxpoison.types import InputError, Objective
 
 EPS, STD, STEPS, MEMBERS, TAU, BATCH = 16 / 255, (0.2, 0.25, 0.4), 20, 2, 0.03, 256
 IMAGE = np.asarray([[0.02, 0.5, 0.97], [0.3, 0.01, 0.6]]).reshape(2, 1, 1, 3)
@@ -34,7 +33,7 @@ def boxed(delta):
 
 def ours(settings, members=range(MEMBERS)):
     """[M, ...] deltas after each step."""
-    rule = update_rule(settings, EPS)
+    rule = settings.update_rule(EPS)
     low, high = boxed(-np.ones_like(START)), boxed(np.ones_like(START))
 
     @jax.jit
@@ -103,7 +102,7 @@ def test_every_rule_takes_the_papers_steps(optimizer):
 
 def updates(settings, gradients):
     """What a rule makes of gradients [M, 1, 1, 1, C], at eps = 0.1."""
-    rule = update_rule(settings, 0.1)
+    rule = settings.update_rule(0.1)
 
     def step(state, gradient):
         update, state = rule.update(gradient, state)
@@ -146,6 +145,22 @@ def test_an_ensemble_of_one_network_twice_is_that_network(optimizer, factor):
     np.testing.assert_allclose(ours(twice, (0, 0)), ours(once, (0,)), atol=1e-6)
 
 
+def quadratic(victim):
+    """(2 + the network's first bias) times the mean of x^2, x augmented; needs no training."""
+
+    def value_and_grad(key, variables, aim, batch, scenario):
+        del key, aim, scenario
+        factor = 2 + jax.tree.leaves(variables.params)[0].ravel()[0]
+        return jax.value_and_grad(lambda x: factor * jnp.mean(x**2))(batch.image)
+
+    return Objective(lambda key, variables, scenario: (), value_and_grad)
+
+
+def zeros(victim, *lead):
+    shapes = jax.eval_shape(victim.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape)), shapes)
+
+
 @functools.cache
 def gray():
     """Sixty grey images that may all change, and the surrogate."""
@@ -154,13 +169,13 @@ def gray():
     train = jp.Dataset(image, jnp.zeros(60, jnp.int32))
     index = jnp.arange(60, dtype=jnp.int32)
     goal = jp.tree.take(train, jnp.arange(1))
-    return victim, jp.Scenario(train, goal, index, aux=victim.init(jax.random.key(0)))
+    return victim, jp.Scenario(train, goal, index, aux=zeros(victim))
 
 
 def start(init, eps=0.1):
     victim, scenario = gray()
     settings = Crafting(init=init, std=(0.01, 0.02, 0.03))
-    attack = craft(victim, matching, eps=eps, crafting=settings)
+    attack = craft(victim, quadratic, eps=eps, crafting=settings)
     return np.asarray(attack.init(jax.random.key(1), scenario).theta)
 
 
@@ -177,6 +192,104 @@ def test_the_four_starts_of_the_paper():
     np.testing.assert_array_equal(filled, np.float32(0.1))
 
 
+def stacked(num, value, victim=None):
+    """`num` surrogates of zeros, each with its `value` in its first array."""
+    leaves, tree = jax.tree.flatten(zeros(victim or gray()[0], num))
+    leaves[0] = leaves[0] + jnp.asarray(value).reshape(num, *[1] * (leaves[0].ndim - 1))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def brightness(key, image):
+    """An augmentation that makes the loss noisy: one factor for the whole batch."""
+    return image * (1 + jax.random.bits(key).astype(jnp.float32) * 2.0**-32)
+
+
+def level(key, shape, dtype, budget):
+    """One grey level for all pixels of a restart."""
+    return jnp.full(shape, brightness(key, 1.0) - 1.5, dtype) * budget.eps
+
+
+NOISY = Crafting(steps=3, tau=0.01, augment=brightness, init=level, score_draws=8)
+
+
+@functools.cache
+def noisy(num, score="averaged"):
+    """(attack over `num` restarts, state, info, scenario)."""
+    victim, scenario = gray()
+    scenario = scenario._replace(index=jnp.arange(2, dtype=jnp.int32))
+    settings = dataclasses.replace(NOISY, score=score)
+    attack = jp.over_restarts(craft(victim, quadratic, eps=0.1, crafting=settings), num)
+    return attack, *jp.run(attack, jax.random.key(5), scenario, num_steps=3), scenario
+
+
+def test_the_averaged_score_is_the_mean_loss_on_draws_that_all_restarts_share():
+    attack, state, _, scenario = noisy(4)
+    keys = jax.vmap(lambda d: jax.random.fold_in(jax.random.key(0), d))(jnp.arange(8))
+    # at_surrogate gives batch 0 its own key, whose first half is the augmentation's
+    own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 0))[0])(keys)
+    factors = np.asarray([1 + np.float32(jax.random.bits(k)) * 2.0**-32 for k in own])
+    images = 0.5 + np.asarray(state.theta)
+    by_hand = [np.mean([2 * np.mean((f * x) ** 2) for f in factors]) for x in images]
+    scores = jax.jit(attack.score)(state, scenario)
+    np.testing.assert_allclose(scores, by_hand, rtol=1e-5)
+    chosen = jp.best_of(attack, state, noisy(4)[2], scenario)[1]
+    np.testing.assert_array_equal(chosen.theta, state.theta[int(np.argmin(by_hand))])
+    assert by_hand[int(np.argmin(by_hand))] <= by_hand[0]
+
+
+def test_restarts_are_chosen_by_the_last_loss_unless_asked_otherwise():
+    attack, state, info, _ = noisy(4, "last")
+    assert attack.score is None
+    chosen = jp.best_of(attack, state, info)[1]
+    winner = int(np.argmin(info.outer_loss[-1]))
+    np.testing.assert_array_equal(chosen.theta, state.theta[winner])
+    assert winner != int(np.argmin(jax.jit(noisy(4)[0].score)(state, noisy(4)[3])))
+
+
+def test_several_networks_are_crafted_against_at_once():
+    """Their mean gradient is that of one network with their mean factor."""
+    victim, scenario = gray()
+    small = jp.models.mlp((4, 4, 3), 2, hidden=(1,))
+    other = stacked(1, [4.0], small)
+    settings = Crafting(steps=1, optimizer="gd", tau=0.3, init="zero")
+    three = dataclasses.replace(settings, ensemble=3)
+    attack = craft([victim, small], quadratic, eps=1.0, crafting=three)
+    many, info = jp.run(
+        attack,
+        jax.random.key(0),
+        scenario._replace(aux=(stacked(2, [1.0, 7.0]), other)),  # members 0 and 2, member 1
+        num_steps=1,
+    )
+    alone = craft(victim, quadratic, eps=1.0, crafting=settings)
+    aux = jax.tree.map(lambda x: x[0], stacked(1, [4.0]))
+    one, _ = jp.run(alone, jax.random.key(0), scenario._replace(aux=aux), num_steps=1)
+    np.testing.assert_allclose(many.theta, one.theta, rtol=1e-5)
+    assert float(info.outer_loss[0]) == pytest.approx(6 * 0.25)
+
+
+def bad_aux(line, aux, networks=1, ensemble=1):
+    victim, scenario = gray()
+    attack = craft([victim] * networks, quadratic, eps=0.1, crafting=Crafting(ensemble=ensemble))
+    with pytest.raises(InputError) as error:
+        attack.init(jax.random.key(0), scenario._replace(aux=aux))
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_an_aux_of_another_form_is_one_line():
+    one = gray()[1].aux
+    bad_aux("scenario.aux is not the Variables of its surrogate network", one.params)
+    bad_aux("scenario.aux has an array of shape (2, ", stacked(2, [0, 0]))
+    bad_aux("scenario.aux has an array of shape (2, ", stacked(2, [0, 0]), ensemble=3)
+    bad_aux("scenario.aux is Variables; it must be a tuple of 2 entries", one, 2, 2)
+    pair = (stacked(2, [0, 0]), one)
+    bad_aux("scenario.aux[1] has an array of shape", pair, 2, 3)
+    bad_aux("scenario.aux is empty", ())
+    with pytest.raises(InputError, match="^ensemble = 1 surrogates of 2 networks; each network"):
+        craft([gray()[0]] * 2, quadratic, eps=0.1, crafting=Crafting())
+    with pytest.raises(InputError, match="^there is no surrogate network; at least one"):
+        craft([], quadratic, eps=0.1, crafting=Crafting())
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -187,6 +300,8 @@ def test_the_four_starts_of_the_paper():
         ({"std": (0.2, 0.0)}, "std = 0.0; it must be a finite number above 0"),
         ({"batch_size": 0}, "batch_size = 0; it must be at least 1"),
         ({"ensemble": 0}, "ensemble = 0; it must be at least 1"),
+        ({"score": "best"}, "score = 'best'; allowed are last, averaged"),
+        ({"score_draws": 0}, "score_draws = 0; it must be at least 1"),
         ({"init": "randn"}, "init = 'randn'; allowed are normal, uniform, zero, unit_normal"),
     ],
 )
@@ -199,6 +314,6 @@ def test_each_wrong_setting_is_one_line(settings, line):
 @pytest.mark.parametrize("init", ["zero", "unit_normal"])
 def test_std_has_one_number_or_one_per_channel(init):
     victim, scenario = gray()
-    attack = craft(victim, matching, eps=0.1, crafting=Crafting(std=(0.2, 0.3), init=init))
+    attack = craft(victim, quadratic, eps=0.1, crafting=Crafting(std=(0.2, 0.3), init=init))
     with pytest.raises(InputError, match="^std has 2 numbers; the images have 3 channels$"):
         attack.init(jax.random.key(0), scenario)
