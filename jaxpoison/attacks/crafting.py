@@ -23,7 +23,10 @@ from jaxpoison.hypergrad import at_surrogate
 from jaxpoison.perturb import Budget, at_clean, per_sample
 from jaxpoison.types import Attack, Hypergrad, InputError, Objective, Perturbation, Victim
 
-__all__ = ["WITCHES_BREW", "Crafting", "craft"]
+__all__ = ["WITCHES_BREW", "Crafting", "Networks", "craft"]
+
+Networks = Victim | Sequence[Victim]
+"""One surrogate network, or several."""
 
 INITIAL = ("normal", "uniform", "zero", "unit_normal")
 SCORES = ("last", "averaged")
@@ -110,7 +113,7 @@ WITCHES_BREW = Crafting()
 
 
 def craft(
-    victim: Victim | Sequence[Victim],
+    victim: Networks,
     objective: Callable[[Victim], Objective],
     *,
     eps: float,

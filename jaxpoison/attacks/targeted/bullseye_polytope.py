@@ -12,24 +12,25 @@ repeated passes with dropout.
 import jax.numpy as jnp
 
 from jaxpoison import tree
-from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, craft
+from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
 from jaxpoison.hypergrad import feature_objective
-from jaxpoison.types import Attack, Victim
+from jaxpoison.types import Attack
 
 __all__ = ["bullseye_polytope"]
 
 
 def bullseye_polytope(
-    victim: Victim, *, eps: float, crafting: Crafting = WITCHES_BREW, normalized: bool = True
+    victim: Networks, *, eps: float, crafting: Crafting = WITCHES_BREW, normalized: bool = True
 ) -> Attack:
     """The mean of the poisons' features against that of the targets; run it for `crafting.steps`.
 
     More poisons than `crafting.batch_size` are cut into batches, and each batch has its own mean c.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units (8/255).
-      crafting: settings of the outer loop; None for those of Witches' Brew, as in its comparison.
+      crafting: settings of the outer loop; those of Witches' Brew, as in its comparison.
       normalized: the published loss above; False for mean over the D features of (c - t)^2, the
         form that Witches' Brew is compared with. A sign rule and one network tell no difference.
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpoison import check, perturb, tree
 from jaxpoison.attacks.bilevel import info
-from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, craft
+from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
 from jaxpoison.hypergrad import Aimed, feature_objective
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Victim, as_float
@@ -157,7 +157,7 @@ class CollisionInfo(NamedTuple):
 
 
 def mean_feature_collision(
-    victim: Victim, *, eps: float, crafting: Crafting = WITCHES_BREW
+    victim: Networks, *, eps: float, crafting: Crafting = WITCHES_BREW
 ) -> Attack:
     """The mean of the poisons' features against each target's; run it for `crafting.steps`.
 
@@ -169,10 +169,10 @@ def mean_feature_collision(
     than `crafting.batch_size` are cut into batches, and each batch has its own mean.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units (8/255).
-      crafting: settings of the outer loop; None for those of Witches' Brew (which sets batch_size
-        to 128 for this attack).
+      crafting: settings of the outer loop; Witches' Brew sets batch_size to 128 for this attack.
 
     Returns: an Attack; `outer_loss` is the loss before the step.
     Raises: InputError for a bad value, named; at init if `scenario.aux` or `scenario.index` is

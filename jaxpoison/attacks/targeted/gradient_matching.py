@@ -9,7 +9,7 @@ the paper's default); f is trained on clean data beforehand; a victim trains fro
 """
 
 from jaxpoison import check
-from jaxpoison.attacks.crafting import Crafting, craft
+from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
 from jaxpoison.data.mixing import Mixing
 from jaxpoison.hypergrad import hidden, matching
 from jaxpoison.types import Attack, Objective, Victim
@@ -18,7 +18,7 @@ __all__ = ["gradient_matching"]
 
 
 def gradient_matching(
-    victim: Victim,
+    victim: Networks,
     *,
     eps: float,
     loss: str = "similarity",
@@ -32,7 +32,7 @@ def gradient_matching(
     mixing: Mixing | None = None,
     clean_rows: int = 128,
     hide: float = 0.0,
-    crafting: Crafting | None = None,
+    crafting: Crafting = WITCHES_BREW,
 ) -> Attack:
     """Sign-Adam on the distance between poison gradient and target gradient.
 
@@ -41,7 +41,8 @@ def gradient_matching(
     that was trained with that defense.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units (8/255).
       loss: distance of p from t, by its name in `hypergrad.matching`, like all down to `params`:
         "similarity", "scalar_product", "SE", ...
@@ -56,14 +57,13 @@ def gradient_matching(
       mixing: against mixing: the poisons' gradient is taken on a mixed batch, see `data.mixing`.
       clean_rows: clean images in that batch.
       hide: against filters in feature space: weight of `hypergrad.hidden`; 1 as published.
-      crafting: settings of the outer loop; None for the paper's.
+      crafting: settings of the outer loop.
 
     Returns: an Attack; `outer_loss` is the objective before the step, B in [0, 2] by default.
     Raises: InputError for a bad value, named; at init if `scenario.aux` or `scenario.index` is
       empty.
     Source: Geiping et al. 2021, Algorithm 1; adaptive variants of the authors' later code.
     """
-    crafting = crafting or Crafting()
     check.number(least=0, hide=hide)
 
     def objective(victim: Victim) -> Objective:

@@ -12,21 +12,21 @@ targets with the labels that the attacker wants. Differs from MetaPoison itself,
 import functools
 
 from jaxpoison import check
-from jaxpoison.attacks.crafting import Crafting, craft
+from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
 from jaxpoison.hypergrad import adaptation
-from jaxpoison.types import Attack, Victim
+from jaxpoison.types import Attack
 
 __all__ = ["metapoison_at_surrogate"]
 
 
 def metapoison_at_surrogate(
-    victim: Victim,
+    victim: Networks,
     *,
     eps: float,
     unroll_steps: int = 2,
     learning_rate: float = 1e-4,
     clean_gradient: bool = False,
-    crafting: Crafting | None = None,
+    crafting: Crafting = WITCHES_BREW,
 ) -> Attack:
     """Sign-Adam on the targets' loss after a few steps on the poisons; run `crafting.steps`.
 
@@ -34,13 +34,14 @@ def metapoison_at_surrogate(
     two compare at equal budget.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units (8/255).
       unroll_steps: K, "nadapt".
       learning_rate: a, the surrogate's at the end of its training; see `hypergrad.adaptation`.
       clean_gradient: the gradient is always taken at delta = 0, only the updates add up; the
         paper's comparison sets it.
-      crafting: settings of the outer loop; None for the paper's.
+      crafting: settings of the outer loop.
 
     Returns: an Attack; `outer_loss` is the CE above, before the step (at delta = 0 with
       `clean_gradient`).
@@ -53,6 +54,6 @@ def metapoison_at_surrogate(
         victim,
         functools.partial(adaptation, steps=unroll_steps, learning_rate=learning_rate),
         eps=eps,
-        crafting=crafting or Crafting(),
+        crafting=crafting,
         clean_gradient=clean_gradient,
     )
