@@ -45,9 +45,14 @@ class Trainee(NamedTuple):
     recipe: Recipe
     transfer: Transfer | None = None
 
+    @property
+    def mode(self) -> str | None:
+        """Of its transfer; None is from scratch."""
+        return None if self.transfer is None else self.transfer.mode
+
     def training(self, num_train: int, **options: Any) -> Training:
         """`victims.transfer_training` over N = num_train rows; it takes `data` of a split."""
-        return transfer_training(self.transfer, self.victim, self.recipe, num_train, **options)
+        return transfer_training(self.mode, self.victim, self.recipe, num_train, **options)
 
     def data(self, split: Split) -> Split | TransferSplit:
         """What that training takes: the split, with the pretrained network where there is one."""

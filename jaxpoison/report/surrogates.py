@@ -11,7 +11,7 @@ from jaxpoison.report.preparation import Trainee, abstract
 from jaxpoison.report.work import Work
 from jaxpoison.types import InputError, Key, Split, Training, Variables, Victim
 
-__all__ = ["abstract_aux", "check_members", "train_surrogates"]
+__all__ = ["abstract_aux", "check_members", "member", "train_surrogates"]
 
 
 def check_members(surrogates: Sequence[Trainee]) -> tuple[Victim, ...]:
@@ -71,10 +71,19 @@ def train_surrogates(
         process = repeat(training(one), len(group), chunk=chunk)
         own = jax.random.fold_in(key, group[0])
         part = str(group[0])
-        state, _, _ = work.run("surrogates", part, process, own, split, one.recipe.epochs)
+        data, epochs = one.data(split), one.recipe.epochs
+        state, _, _ = work.run("surrogates", part, process, own, data, epochs)
         for i, k in enumerate(group):
             members[k] = tree.take(state.variables, i)
     return _layout(surrogates, members, _stack)
+
+
+def member(surrogates: Sequence[Trainee], aux: Any, k: int) -> Variables:
+    """Network k of what `train_surrogates` returned."""
+    if len(surrogates) == 1:
+        return aux
+    num = len(check_members(surrogates))
+    return tree.take(aux[k % num] if num > 1 else aux, k // num)
 
 
 def _layout(surrogates: Sequence[Trainee], members: Sequence[Variables], stack: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxpoison.models import num_params
 from jaxpoison.report import record
 from jaxpoison.report.arms import Arm
 from jaxpoison.report.preparation import Trainee, check_split
+from jaxpoison.report.starts import check_starts, warm
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.surrogates import abstract_aux, check_members, train_surrogates
@@ -28,8 +29,8 @@ from jaxpoison.report.targeted_checks import (
 from jaxpoison.report.targeted_record import arm_entry, comparisons, poison_entry
 from jaxpoison.report.targeted_setup import Field, Seen, finished, run_setup, see
 from jaxpoison.report.work import Work
-from jaxpoison.types import Key, Split
-from jaxpoison.victims import victim_training
+from jaxpoison.types import Key, Split, Training
+from jaxpoison.victims import transfer_training
 
 __all__ = ["targeted_job"]
 
@@ -61,8 +62,18 @@ def targeted_job(
     verify it, train V fresh victims of every network on the set with these rows in it, judge them
     after the last epoch, in eval mode and without augmentation: is the target classified as wanted,
     its probabilities, and clean accuracy without the targets. Victims of all arms of a setup have
-    the same keys, and so have attacks. A killed run goes on with the setup, arm and victim that it
-    was in. Checkpoints are removed as soon as what they lead to is stored.
+    the same keys, and so have attacks.
+
+    A network with `Trainee.transfer` starts from a pretrained one. "linear": a new last layer on
+    the frozen extractor, for surrogates (craft with `params="head"` and the feature attacks) and
+    victims alike. "fine_tuning": surrogates train all weights and a new last layer on the clean
+    set; victims start from such a network as it stands after that. White box: a victim has the
+    network and the transfer (the same object) of a surrogate. Black box: it has its own; its clean
+    fine-tuned network is then trained once, below `warm/`. Surrogates and victims have separate
+    transfers, so that fresh victims of a pretrained surrogate are possible.
+
+    A killed run goes on with the setup, arm and victim that it was in. Checkpoints are removed as
+    soon as what they lead to is stored.
 
     Args:
       experiment: name, the first level below `config.runs`.
@@ -98,10 +109,19 @@ def targeted_job(
     check_members(surrogates)
     split = check_split(split, [*victims.values(), *surrogates])
     check_setups(setups, split)
-    training = functools.cache(
-        functools.partial(_training, num=len(split.train.label), accumulate=accumulate, mesh=mesh)
-    )
-    repeat = over.spread if mesh is None else over.over_restarts
+
+    made = functools.cache(functools.partial(transfer_training, accumulate=accumulate, mesh=mesh))
+
+    def training(one: Trainee, *, warm: bool = False) -> Training:
+        """One process for all pretrained networks of one make: it compiles once."""
+        warm = warm and one.mode == "fine_tuning"
+        return made(one.mode, one.victim, one.recipe, len(split.train.label), warm=warm)
+
+    @functools.cache
+    def repeated(process: Training) -> Training:
+        repeat = over.spread if mesh is None else over.over_restarts
+        return repeat(process, config.victims, chunk=chunk)
+
     field = Field(
         split,
         source,
@@ -109,11 +129,10 @@ def targeted_job(
         config.settings(),
         arms,
         victims,
-        {k: repeat(training(one), config.victims, chunk=chunk) for k, one in victims.items()},
+        {k: repeated(training(one, warm=True)) for k, one in victims.items()},
         keep_checkpoints,
     )
-    for one in surrogates:
-        training(one)
+    check_starts(victims, surrogates, training, split, fresh_surrogates=fresh_surrogates)
     start_all(arms, setups, split, abstract_aux(surrogates))
     study = Study(
         experiment,
@@ -143,6 +162,9 @@ def targeted_job(
     references: dict[str, Seen] = {}
     if any(finished(place) is None for place in places):
         aux = () if fresh_surrogates else surrogate(study.work, surrogate_key)
+        warm_key = jax.random.fold_in(surrogate_key, len(surrogates))
+        warmed = warm(study.work, victims, surrogates, aux, training, warm_key, known)
+        field = field._replace(victims=warmed)
         references = {name: _clean(study, field, name, clean_key) for name in victims}
     results = []
     for number, (one, place) in enumerate(zip(setups, places, strict=True)):
@@ -159,7 +181,7 @@ def _clean(study: Study, field: Field, victim: str, key: Key) -> Seen:
     one, (train, test) = field.victims[victim], field.split
     name = record.entry("clean", victim)
     state, info, _ = study.work.run(
-        "victims", name, field.trainings[victim], key, field.split, one.recipe.epochs
+        "victims", name, field.trainings[victim], key, one.data(field.split), one.recipe.epochs
     )
     return see(one, state, info, train, test)
 
@@ -179,8 +201,5 @@ def _finish(study, results, setups, field, main, clean, published) -> dict[str, 
 
 
 def _facts(one: Trainee) -> dict[str, Any]:
-    return {"parameters": num_params(one.victim), "recipe": dataclasses.asdict(one.recipe)}
-
-
-def _training(one: Trainee, *, num: int, accumulate: int, mesh: Mesh | None):
-    return victim_training(one.victim, one.recipe, num, accumulate=accumulate, mesh=mesh)
+    facts = {"parameters": num_params(one.victim), "recipe": dataclasses.asdict(one.recipe)}
+    return facts if one.transfer is None else facts | {"transfer": one.transfer.facts()}

@@ -219,7 +219,8 @@ def _retrain(
     values = work.read(file, {"success": list, "accuracy": list})
     if values is None:
         training, epochs = field.trainings[victim], trainee.recipe.epochs
-        state, info, _ = work.run("victims", entry, training, key, Split(dataset, test), epochs)
+        data = trainee.data(Split(dataset, test))
+        state, info, _ = work.run("victims", entry, training, key, data, epochs)
         values = scores(see(trainee, state, info, dataset, test), setup, test)
         hosts.first(lambda: checkpoint.write_json(work.folder / file, values))
     _forget(work, f"victims/{entry}", field)

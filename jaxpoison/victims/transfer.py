@@ -118,7 +118,7 @@ def transfer(
 
 
 def transfer_training(
-    how: Transfer | None,
+    mode: str | None,
     victim: Victim,
     recipe: Recipe,
     num_train: int,
@@ -126,10 +126,11 @@ def transfer_training(
     warm: bool = False,
     **options: Any,
 ) -> Training:
-    """The training of a trainee: from scratch (how = None) or as a `Transfer` says.
+    """The training of a trainee, by the mode of its `Transfer`.
 
     Args:
-      how: its mode is read; its data are `how.data(split)`. From scratch they are the split.
+      mode: "linear" or "fine_tuning", and the data are `Transfer.data(split)`; None is from scratch
+        and the data are the split.
       victim: the network.
       recipe: how it is trained.
       num_train: N of the training sets it will see.
@@ -137,9 +138,10 @@ def transfer_training(
         new one, as the clean surrogate does; the other modes do not read it.
       **options: accumulate, mesh and axis of `victim_training`.
     """
-    if how is None:
+    check.one_of((None, *MODES), mode=mode)
+    if mode is None:
         return victim_training(victim, recipe, num_train, **options)
-    if how.mode == "linear":
+    if mode == "linear":
         return linear_transfer(victim, recipe, num_train, **options)
     return fine_tuning(victim, recipe, num_train, warm=warm, **options)
 

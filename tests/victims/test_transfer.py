@@ -213,16 +213,16 @@ def test_a_transfer_of_saved_networks(tmp_path):
 
 
 def test_transfer_training_is_the_training_of_that_mode():
-    made = victims.transfer_training(transfer("linear", pretrained()), victim(), RECIPE, NUM)
+    made = victims.transfer_training("linear", victim(), RECIPE, NUM)
     chosen = transfer("linear", pretrained()).data(split())
     state, _ = jp.run(made, KEY, chosen, num_steps=3)
     equal(state, linear()[0])
     for warm in (True, False):
-        made = victims.transfer_training(
-            transfer("fine_tuning", pretrained()), victim(), RECIPE, NUM, warm=warm
-        )
+        made = victims.transfer_training("fine_tuning", victim(), RECIPE, NUM, warm=warm)
         first = made.init(KEY, chosen).params["Dense_2"]
         equal(first, (pretrained() if warm else victim().init(KEY)).params["Dense_2"])
+    with pytest.raises(InputError, match="mode = 'frozen'; allowed are None, linear"):
+        victims.transfer_training("frozen", victim(), RECIPE, NUM)
     plain = victims.transfer_training(None, victim(), RECIPE, NUM)
     equal(plain.init(KEY, split()).variables, victim().init(KEY))
 
