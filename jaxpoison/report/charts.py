@@ -13,11 +13,12 @@ from PIL import Image
 from jaxpoison.report.figures import COLORS
 from jaxpoison.report.sweeps import Sweep
 
-__all__ = ["Chart", "Heat", "Line", "chart", "confusion", "data_url", "sweep_chart"]
+__all__ = ["Chart", "Heat", "Line", "chart", "confusion", "data_url", "pairs_chart", "sweep_chart"]
 
 DASHES = ("", "6 4", "2 3", "9 3 2 3")  # one after another as the colors are used up
 READABLE = 20  # classes up to which a confusion matrix is written out in numbers
 WORST = 10  # confusions listed beside a matrix that is too large to write out
+GREY = "#9aa0a6"  # of what is one of many
 INK = np.array([42, 120, 214])  # of a full cell
 
 
@@ -37,12 +38,17 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Curves over `axis` (epochs 1..T, an option) and their axes; ticks are (percent, label)."""
+    """Curves of `what` over `axis` (epochs 1..T, an option) and their axes.
+
+    Ticks are (percent, label); `named`: whether a legend names all lines, else only the last one.
+    """
 
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     axis: str = "epoch"
+    what: str = "accuracy"
+    named: bool = True
 
 
 class Heat(NamedTuple):
@@ -110,6 +116,31 @@ def sweep_chart(sweeps: Sequence[Sweep], *, log: bool) -> Chart:
         if not ticks or place(value) - ticks[-1][0] >= 7:
             ticks.append((place(value), f"{value:.3g}"))
     return Chart(lines, ticks, _PERCENT, sweeps[0].option + (" (logarithmic)" if log else ""))
+
+
+def pairs_chart(arms: dict[str, dict[str, Any]], setups: Sequence[str], what: str) -> Chart:
+    """A grey line for every setup from arm to arm, and one of their means with its intervals.
+
+    Args:
+      arms: by name, {mean, low, high, values} over setups.
+      setups: their names.
+      what: is shown.
+    """
+    places = [100 * (i + 0.5) / len(arms) for i in range(len(arms))]
+    columns = [rate["values"] for rate in arms.values()]
+    lines = [
+        _line(0, name, places, values)._replace(color=GREY)
+        for name, *values in zip(setups, *columns, strict=True)
+    ]
+    mean = _line(0, "mean over setups", places, [rate["mean"] for rate in arms.values()])
+    bars = tuple(
+        (x, _depth(rate["high"]), _depth(rate["low"]))
+        for x, rate in zip(places, arms.values(), strict=True)
+        if rate["low"] is not None
+    )
+    lines.append(mean._replace(bars=bars))
+    ticks = list(zip(places, arms, strict=True))
+    return Chart(lines, ticks, _PERCENT, "training set", what, named=False)
 
 
 _PERCENT = [(float(y), str(y)) for y in range(0, 101, 20)]

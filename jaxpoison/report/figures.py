@@ -12,7 +12,7 @@ from jaxtyping import Num
 from jaxpoison import checkpoint
 from jaxpoison.report import sweeps
 
-__all__ = ["curves", "grid", "sweep"]
+__all__ = ["COLORS", "blank", "curves", "dress", "grid", "paneled", "save", "sweep"]
 
 COLORS = ["#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948"]
 
@@ -46,9 +46,7 @@ def grid(
         rows.append(
             (f"difference\nx {127 / largest:.3g}, grey = 0", 0.5 + difference / largest / 2)
         )
-    figure = matplotlib.figure.Figure(
-        figsize=(1.9 + columns * 0.85, 0.6 + len(rows) * 0.85), layout="constrained"
-    )
+    figure = blank((1.9 + columns * 0.85, 0.6 + len(rows) * 0.85))
     figure.suptitle("training images, as the victims see them", fontsize=10)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows, strict=True):
@@ -60,7 +58,7 @@ def grid(
             for spine in axis.spines.values():
                 spine.set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -78,10 +76,10 @@ def curves(path: pathlib.Path, record: dict[str, Any]) -> None:
             panels.setdefault(victim, []).append((short, entry))
     if max(map(len, panels.values()), default=0) > MOST:
         panels = {k: [x for x in v if "sweep" not in x[1]] for k, v in panels.items()}
-    figure, axes = _panels(_title(record), list(panels) or [""])
+    figure, axes = paneled(_title(record), list(panels) or [""])
     for axis, lines in zip(axes, panels.values() or [[]], strict=True):
         _panel(axis, [(name, entry["curve"]) for name, entry in lines])
-    _save(figure, path)
+    save(figure, path)
 
 
 def sweep(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -92,7 +90,7 @@ def sweep(path: pathlib.Path, record: dict[str, Any]) -> None:
     panels = sweeps.charts(record)
     if not panels:
         return
-    figure, axes = _panels(_title(record), list(panels))
+    figure, axes = paneled(_title(record), list(panels))
     for axis, lines in zip(axes, panels.values(), strict=True):
         if sweeps.is_log(lines):
             axis.set_xscale("log")
@@ -117,8 +115,8 @@ def sweep(path: pathlib.Path, record: dict[str, Any]) -> None:
                 label=one.of,
             )
         axis.legend(fontsize=9, frameon=False)
-        _dress(axis, lines[0].option)
-    _save(figure, path)
+        dress(axis, lines[0].option)
+    save(figure, path)
 
 
 def _title(record: dict[str, Any]) -> str:
@@ -126,12 +124,12 @@ def _title(record: dict[str, Any]) -> str:
     return f"{record['experiment']}: mean of {seeds} victims"
 
 
-def _panels(title: str, names: list[str]) -> tuple[Any, list[Any]]:
+def paneled(title: str, names: list[str]) -> tuple[Any, list[Any]]:
     """(figure, one axis for each name); a single panel without a name has the title."""
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     size = (7.5, 4.2) if len(names) == 1 else (5.2 * columns, 3.4 * rows)
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure = blank(size)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     if len(names) > 1:
         figure.suptitle(title, fontsize=10)
@@ -165,14 +163,14 @@ def _panel(axis: Any, lines: list[tuple[str, list[float]]]) -> None:
         )
     axis.set_xlim(0.5, epochs + 0.5)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    _dress(axis, "epoch")
+    dress(axis, "epoch")
 
 
-def _dress(axis: Any, name: str) -> None:
-    """Percent upward, `name` to the right."""
+def dress(axis: Any, name: str, what: str = "clean test accuracy, %") -> None:
+    """Percent of `what` upward, `name` to the right."""
     axis.set_ylim(0, 102)
     axis.set_xlabel(name)
-    axis.set_ylabel("clean test accuracy, %")
+    axis.set_ylabel(what)
     axis.grid(alpha=0.25)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
@@ -189,6 +187,12 @@ def _apart(ends: list[tuple[float, str, str]], gap: float = 5.0) -> list[float]:
     return heights
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def blank(size: tuple[float, float]) -> Any:
+    """An empty figure, in inches."""
+    return matplotlib.figure.Figure(figsize=size, layout="constrained")
+
+
+def save(figure: Any, path: pathlib.Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with checkpoint.replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")

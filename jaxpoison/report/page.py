@@ -6,14 +6,15 @@ No network: style, script and pictures are in the file, and its content policy f
 import functools
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 
 import jaxpoison
 from jaxpoison import check
 from jaxpoison.data.manifest import STATEMENT
-from jaxpoison.report import charts, sweeps, tables
+from jaxpoison.report import charts, sweeps, tables, targeted_page, targeted_tables
+from jaxpoison.report.cells import Cell, number, rate
 from jaxpoison.report.probes import PROBES
 from jaxpoison.report.record import flat
 from jaxpoison.report.runs import Run, read_run
@@ -24,15 +25,6 @@ __all__ = ["html", "write", "write_run"]
 GENERATOR = '<meta name="generator" content="jaxpoison'
 """How a page of ours is known: only such a file is replaced."""
 MADE = ("device", "versions")
-
-
-class Cell(NamedTuple):
-    """One cell of a table: what is read, what it is sorted by, a quieter text, and a hint."""
-
-    text: str
-    value: float | None = None
-    note: str = ""
-    hint: str = ""
 
 
 def write_run(folder: pathlib.Path) -> pathlib.Path:
@@ -78,6 +70,7 @@ def html(runs: list[Run]) -> str:
         heads=[_head(run) for run in runs],
         table=_table(runs),
         probes=[(name, PROBES[name]) for name in _probes(runs) if name in PROBES],
+        targeted=[] if several else targeted_page.parts(runs[0].record),
         curves=_curves(runs),
         sweeps=[] if several else _sweeps(runs[0]),
         differing=_settings(runs) if several else [],
@@ -130,9 +123,7 @@ def _head(run: Run) -> dict[str, Any]:
     settings = flat(value["config"])
     return {
         "label": run.label,
-        "victims": max(
-            (len(a["final_accuracy"]["values"]) for a in value["arms"].values()), default=0
-        ),
+        **_counts(value),
         "images": settings.get("data.train.num_rows"),
         "tested": settings.get("data.test.num_rows"),
         "epochs": settings.get("recipe.epochs"),
@@ -143,6 +134,19 @@ def _head(run: Run) -> dict[str, Any]:
         "date": value["date"],
         "jax": value["versions"].get("jax", "unknown"),
     }
+
+
+def _counts(value: dict[str, Any]) -> dict[str, int]:
+    """How many victims learned from each training set, and of how many setups."""
+    arms = value["arms"].values()
+    if targeted_tables.is_targeted(value):
+        setups = [one for entry in arms for one in entry["setups"]]
+        return {
+            "setups": len({one["name"] for one in setups}),
+            "victims": max((len(one["success"]) for one in setups), default=0),
+        }
+    victims = max((len(a["final_accuracy"]["values"]) for a in arms), default=0)
+    return {"setups": 0, "victims": victims}
 
 
 def _table(runs: list[Run]) -> dict[str, Any]:
@@ -158,16 +162,16 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 "victim": Cell(victim),
                 "training set": Cell(name),
                 "budget": _budget(poison),
-                "measured": _number(poison.get("measured"), "{:.4g}"),
-                "final %": _rate(entry["final_accuracy"]),
-                "peak %": _rate(entry["peak_accuracy"]),
-                "train %": _rate(entry["train_accuracy"]),
-                "success %": _rate(entry.get("success_rate")),
-                **{f"{k} %": _rate(entry.get("probes", {}).get(k)) for k in probes},
-                "attack keys %": _rate(entry.get("craft_seeds")),
-                "PSNR dB": _number(poison.get("psnr"), "{:.1f}"),
-                "SSIM": _number(poison.get("ssim"), "{:.3f}"),
-                "s": _number(tables.seconds(run.record, names[id(entry)]), "{:.1f}"),
+                "measured": number(poison.get("measured"), "{:.4g}"),
+                **targeted_page.cells(entry),
+                "final %": rate(entry["final_accuracy"]),
+                "peak %": rate(entry["peak_accuracy"]),
+                "train %": rate(entry["train_accuracy"]),
+                **{f"{k} %": rate(entry.get("probes", {}).get(k)) for k in probes},
+                "attack keys %": rate(entry.get("craft_seeds")),
+                "PSNR dB": number(poison.get("psnr"), "{:.1f}"),
+                "SSIM": number(poison.get("ssim"), "{:.3f}"),
+                "s": number(tables.seconds(run.record, names[id(entry)]), "{:.1f}"),
             }
             for column, cell in row.items():
                 columns.setdefault(column, []).append(cell)
@@ -178,18 +182,6 @@ def _table(runs: list[Run]) -> dict[str, Any]:
 def _probes(runs: list[Run]) -> list[str]:
     """The probes of all runs, each once."""
     return list(dict.fromkeys(name for run in runs for name in tables.probe_names(run.record)))
-
-
-def _rate(value: dict[str, Any] | None) -> Cell:
-    if value is None:
-        return Cell("")
-    mean, _, interval = tables.percent(value).partition(" ")
-    every = ", ".join(f"{100 * x:.1f}" for x in value["values"])
-    return Cell(mean, value["mean"], interval, f"n = {len(value['values'])}: {every}")
-
-
-def _number(value: float | None, form: str) -> Cell:
-    return Cell("") if value is None else Cell(form.format(value), float(value))
 
 
 def _budget(poison: dict[str, Any]) -> Cell:
@@ -262,15 +254,20 @@ def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
     return sorted(marked, key=lambda row: not row[2])
 
 
+def _claim(entry: dict[str, Any]) -> dict[str, Any]:
+    """What published numbers are of: success of a targeted attack, else clean accuracy."""
+    return entry["success_rate" if "setups" in entry else "final_accuracy"]
+
+
 def _published(runs: list[Run]) -> list[dict[str, str]]:
-    """Other people's numbers, each once, and below them the final accuracies of these runs."""
+    """Other people's numbers, each once, and below them those of these runs."""
     theirs = {}
     for run in runs:
         for row in run.record["published"]:
             value = str(round(100 * row["value"], 2))
             theirs[row["what"], value, row["source"]] = None
     ours = [
-        (" · ".join(filter(None, (run.label, victim, name))), tables.percent(e["final_accuracy"]))
+        (" · ".join(filter(None, (run.label, victim, name))), tables.percent(_claim(e)))
         for run in runs
         for victim, name, e in _arms(run)
     ]

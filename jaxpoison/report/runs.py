@@ -1,5 +1,6 @@
 """Finished runs as they lie on disk: the record, the pictures, the names of the classes."""
 
+import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jaxpoison.types import InputError
 
 __all__ = ["Run", "read_run", "read_runs"]
 
+COMPARED = ("success_rate", "intended_probability", "true_probability")
 RATES = ("final_accuracy", "peak_accuracy", "train_accuracy")
 
 
@@ -125,6 +127,8 @@ def _check(value: Any) -> None:
         _need(texts and _number(row.get("value")), "published")
     for name, entry in value["arms"].items():
         _check_arm(f"arms.{name}", entry)
+    if "comparisons" in value:
+        _check_targeted(value)
 
 
 def _check_arm(name: str, entry: Any) -> None:
@@ -158,6 +162,38 @@ def _check_arm(name: str, entry: Any) -> None:
         _need(poison.get(key) is None or _number(poison[key]), f"{name}.poison.{key}")
 
 
+def _check_targeted(value: dict[str, Any]) -> None:
+    names = []
+    for name, entry in value["arms"].items():
+        for rate in ("success_rate", "intended_probability", "true_probability"):
+            _check_rate(f"arms.{name}.{rate}", entry.get(rate))
+        count = entry.get("success_count")
+        sound = isinstance(count, dict) and all(_number(count.get(k)) for k in ("hits", "trials"))
+        _need(sound and count["trials"] > 0, f"arms.{name}.success_count")
+        setups = entry.get("setups")
+        _need(isinstance(setups, list) and setups, f"arms.{name}.setups")
+        for one in setups:
+            _need(isinstance(one, dict) and isinstance(one.get("name"), str), f"arms.{name}.setups")
+            lists = [one.get(k) for k in ("success", "intended")]
+            sound = all(isinstance(x, list) and x and all(map(_number, x)) for x in lists)
+            _need(sound and len({len(x) for x in lists}) == 1, f"arms.{name}.setups")
+            loss = one.get("outer_loss")
+            sound = isinstance(loss, dict) and all(_number(loss.get(k)) for k in ("first", "last"))
+            _need(loss is None or sound, f"arms.{name}.setups.outer_loss")
+        names.append([one["name"] for one in setups])
+        _need(names[0] == names[-1], f"arms.{name}.setups")
+    _need(isinstance(value["comparisons"], list), "comparisons")
+    for row in value["comparisons"]:
+        texts = isinstance(row, dict) and all(
+            isinstance(row.get(k), str) for k in ("victim", "a", "b")
+        )
+        _need(texts and row.get("what") in COMPARED and _number(row.get("n")), "comparisons")
+        _check_rate("comparisons.difference", row.get("difference"))
+        tests = [row.get(k, "") for k in ("sign_test_p", "wilcoxon_p", "mcnemar_p")]
+        _need(all(_number(p) for p in tests[:2]), "comparisons")
+        _need(tests[2] is None or _number(tests[2]), "comparisons")
+
+
 def _check_rate(name: str, rate: Any) -> None:
     _need(isinstance(rate, dict), name)
     values = rate.get("values")
@@ -180,7 +216,8 @@ def _number(value: Any) -> bool:
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...] | None:
     """Of the source set that the poison folders of a run name."""
-    for manifest in sorted(folder.glob(f"poison/*/{MANIFEST}")):
+    manifests = [folder.glob(f"{place}poison/*/{MANIFEST}") for place in ("", "setups/*/")]
+    for manifest in sorted(itertools.chain(*manifests)):
         try:
             source = read_manifest(manifest.parent)[0].source
         except InputError:

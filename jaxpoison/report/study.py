@@ -8,12 +8,13 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     poison/<arm>/               the poison folder, as the victims read it
     setups/<setup>/             of a targeted run: all this for each setup, see `targeted_setup`
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
-    grid.png, curves.png        pictures; sweep.png where an option was varied
+    grid.png, curves.png        pictures; sweep.png where an option was varied, pairs.png of setups
     result.json                 the record; it marks a finished run
     report.html                 the page made of them
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -94,6 +95,7 @@ class Study:
         main: str,
         published: list[dict[str, Any]],
         comparisons: list[dict[str, Any]] | None = None,
+        draw: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> dict[str, Any]:
         """Draw, write result.json and report.html, print the table; returns the record.
 
@@ -101,14 +103,15 @@ class Study:
           main: the arm that the experiment is about; its poison stands at the top of the record.
           published: other people's numbers, see `record.published`.
           comparisons: of a targeted run, see `record.record`.
+          draw: makes further pictures of the record, in the folder.
         """
-        result = hosts.first(lambda: self._record(main, published, comparisons))
+        result = hosts.first(lambda: self._record(main, published, comparisons, draw))
         self._show(result)
         self.work.release()
         self._say(f"run folder: {self.folder}")
         return result
 
-    def _record(self, main, published, comparisons) -> dict[str, Any]:
+    def _record(self, main, published, comparisons, draw) -> dict[str, Any]:
         """The record, written with all that is drawn of it."""
         if len(self.poisons.clean):
             figures.grid(self.folder / "grid.png", self.poisons.clean, self.poisons.images)
@@ -123,6 +126,7 @@ class Study:
         )
         figures.curves(self.folder / "curves.png", result)
         figures.sweep(self.folder / "sweep.png", result)
+        draw(result)
         checkpoint.write_json(self.folder / "result.json", result)
         page.write_run(self.folder)
         return result

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxpoison import over
-from jaxpoison.data import Setup
+from jaxpoison.data import Setup, class_names, poisoned
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models import num_params
-from jaxpoison.report import record
+from jaxpoison.report import record, targeted_figures
 from jaxpoison.report.arms import Arm
 from jaxpoison.report.preparation import Trainee, check_split
 from jaxpoison.report.starts import check_starts, warm
@@ -33,6 +35,8 @@ from jaxpoison.types import Key, Split, Training
 from jaxpoison.victims import transfer_training
 
 __all__ = ["targeted_job"]
+
+SHOWN = 3  # setups in grid.png
 
 
 def targeted_job(
@@ -197,7 +201,31 @@ def _finish(study, results, setups, field, main, clean, published) -> dict[str, 
             )
     study.poisons.entries[main] = poison_entry(results, main)
     tests = comparisons(study.judging.arms, main)
-    return study.finish(main=main, published=published, comparisons=tests)
+
+    def draw(result: dict[str, Any]) -> None:
+        shown = [_shown(study.folder, one, field, main) for one in setups[:SHOWN]]
+        targeted_figures.targets(study.folder / "grid.png", shown)
+        targeted_figures.pairs(study.folder / "pairs.png", result)
+
+    return study.finish(main=main, published=published, comparisons=tests, draw=draw)
+
+
+def _shown(folder: pathlib.Path, one: Setup, field: Field, main: str) -> targeted_figures.Shown:
+    """A setup's first target and its poisons, for the picture."""
+    poison = poisoned.read(folder / "setups" / one.name / "poison" / main)
+    source = class_names(str(field.source["name"]), field.source.get("data_dir")) or ()
+    labels = [
+        source[k] if k < len(source) else str(k) for k in (int(one.true[0]), int(one.wanted[0]))
+    ]
+    train, test = field.split
+    image = np.asarray(poison.dataset.image)
+    return targeted_figures.Shown(
+        one.name,
+        np.asarray(test.image[int(one.target_rows[0])]),
+        " → ".join(labels),
+        np.asarray(train.image[poison.source_rows]),
+        image if image.dtype == np.uint8 else 255 * image,
+    )
 
 
 def _facts(one: Trainee) -> dict[str, Any]:
