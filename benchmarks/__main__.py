@@ -2,14 +2,15 @@
 
     python -m benchmarks [--repeats 12] [--smoke --out DIR]
 
-About a quarter of an hour on two quiet cores, estimated. The order: steps, mappings, convolution
-forms, steps of generator attacks, unrolling.
+About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
+forms, steps of generator attacks, crafting of gradient matching, unrolling.
 """
 
 from benchmarks import (
     bench_conv,
     bench_generator,
     bench_mapping,
+    bench_matching,
     bench_step,
     bench_unroll,
     harness,
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = harness.parser(__doc__).parse_args(arguments)
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
-    for benchmark in (bench_step, bench_mapping, bench_conv, bench_generator):
+    for benchmark in (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

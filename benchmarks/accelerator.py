@@ -60,6 +60,11 @@ PARTS: dict[str, Part] = {
     "generator_scaling": Part(
         parts.generator_scaling, 8, "the same in bfloat16 against batch size and T"
     ),
+    "matching_steps": Part(
+        parts.matching_steps, 6, "a crafting step of 500 poisons against PyTorch; MFU, precisions"
+    ),
+    "brew": Part(parts.brew, 8, "500 poisons, 250 steps, 8 restarts; must 45 s, goal 30 s"),
+    "matching_many": Part(parts.matching_many, 8, "1 to 8 restarts and surrogates in bfloat16"),
     "gue_cifar10": Part(jobs.gue_cifar10, 30, "time to effect; goal 15 min of crafting"),
     "deepconfuse_cifar10": Part(
         jobs.deepconfuse_cifar10, 90, "time to effect; goal 60 min of crafting"
@@ -71,6 +76,16 @@ PARTS: dict[str, Part] = {
         parts.experiment("cifar10_error_minimizing"), 30, "paper scale", SSIM
     ),
     "cifar10_tap": Part(parts.experiment("cifar10_tap"), 40, "paper scale", SSIM),
+    "cifar10_gradient_matching": Part(
+        parts.experiment("cifar10_gradient_matching"), 240, "paper scale, ten keys", SSIM
+    ),
+    "cifar10_poisoning_benchmark": Part(
+        parts.experiment("cifar10_poisoning_benchmark"), 480, "paper scale, 100 setups", SSIM
+    ),
+    "cifar10_ablation": Part(parts.experiment("cifar10_ablation"), 480, "paper scale", SSIM),
+    "cifar10_method_comparison": Part(
+        parts.experiment("cifar10_method_comparison"), 480, "paper scale", SSIM
+    ),
     "cifar10_transfer": Part(
         parts.experiment("cifar10_transfer"), 360, "paper scale, every network", SSIM
     ),

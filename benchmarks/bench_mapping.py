@@ -11,10 +11,7 @@ time, since four fake devices share the cores of one machine.
 import argparse
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -97,15 +94,7 @@ def _devices_apart(*, smoke: bool) -> list[dict[str, Any]] | None:
     """`devices` in a process of its own with four fake ones; None on an accelerator."""
     if jax.default_backend() != "cpu":
         return devices(smoke=smoke) if jax.device_count() >= DEVICES else None
-    command = [sys.executable, "-m", "benchmarks.bench_mapping", "--devices"]
-    command += ["--smoke"] if smoke else []
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    done = subprocess.run(
-        command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return harness.on_fake_devices("benchmarks.bench_mapping", DEVICES, smoke=smoke)
 
 
 def _mlp(shape: tuple[int, ...], hidden: tuple[int, ...], dtype: Any = jnp.float32) -> Victim:

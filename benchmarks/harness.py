@@ -9,9 +9,11 @@ within each round of turns, so that a busy moment meets all competitors alike.
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ __all__ = [
     "command",
     "compiled",
     "environment",
+    "on_fake_devices",
     "ratio",
     "record",
     "write",
@@ -194,6 +197,20 @@ def command(options: argparse.Namespace | None = None) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def on_fake_devices(module: str, num: int, *, smoke: bool) -> Any:
+    """What `python -m module --devices` prints as JSON, in a process with `num` fake devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num}"
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", module, "--devices", "--out", out]
+        command += ["--smoke"] if smoke else []
+        done = subprocess.run(
+            command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True
+        )
+    if done.returncode:
+        raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _probe(out: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import (
     bench_generator,
     bench_mapping,
+    bench_matching,
     bench_step,
     bench_unroll,
     harness,
@@ -32,6 +33,7 @@ from jaxpoison.types import Dataset, InputError, Split, Victim
 
 __all__ = [
     "Options",
+    "brew",
     "deterministic_cost",
     "epoch_resnet18",
     "experiment",
@@ -39,6 +41,8 @@ __all__ = [
     "generator_steps",
     "keep_programs",
     "mapping",
+    "matching_many",
+    "matching_steps",
     "parity",
     "step",
     "unroll",
@@ -199,6 +203,9 @@ step, mapping = _of(bench_step.measure, True), _of(bench_mapping.measure, True)
 unroll = _of(bench_unroll.measure, False)
 generator_steps = _of(functools.partial(bench_generator.measure, part="steps"), True)
 generator_scaling = _of(functools.partial(bench_generator.measure, part="scaling"), True)
+matching_steps = _of(functools.partial(bench_matching.measure, part="steps"), True)
+matching_many = _of(functools.partial(bench_matching.measure, part="many"), True)
+brew = _of(functools.partial(bench_matching.measure, part="brew"), True)
 
 
 if __name__ == "__main__":

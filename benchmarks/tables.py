@@ -159,6 +159,54 @@ def _generator(record: dict[str, Any]) -> list[str]:
     return _ruled(rows)
 
 
+def _matching(record: dict[str, Any]) -> list[str]:
+    """Steps and brews against PyTorch; restarts and ensembles; what each device does."""
+    rows = [
+        "| problem, poisons, precision | work | against | wall, ours / theirs | CPU, ours / theirs "
+        "| images/s, ours | theirs | MFU | compile, s | temp, MiB |"
+    ]
+    several = []
+    for row in record["rows"]:
+        if row["work"] in ("restarts", "ensemble"):
+            several.append(row)
+            continue
+        cost, rates = row["cost"][OURS], row["images_per_s"]
+        work = row["work"]
+        if "restarts" in row:
+            work += f", {row['steps']} steps, {row['restarts']} restarts"
+        what = f"{row['problem']}, {row['batch']}, {row['precision']} | {work}"
+        mfu = "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
+        tail = f"{mfu} | {cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {rates[OURS]:,.0f} | - | {tail}")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            both = f"{rates[OURS]:,.0f} | {rates[other]:,.0f}"
+            rows.append(f"| {what} | {other} | {ratios} | {both} | {tail}")
+    lines = _ruled(rows) if len(rows) > 1 else []
+    if several:
+        rows = ["| problem, poisons | what | number | wall of each / single | CPU | temp, MiB |"]
+        for row in several:
+            for num, ratio in row["ratio"].items():
+                cells = f"{_spread(ratio)} | {_spread(row['cpu_ratio'][num])}"
+                what = f"{row['problem']}, {row['batch']} | {row['work']} | {num}"
+                rows.append(f"| {what} | {cells} | {row['cost'][num]['temp_mib']:.0f} |")
+        lines += [*([""] if lines else []), *_ruled(rows)]
+    if record.get("devices"):
+        rows = [
+            "| problem, poisons | devices | restarts per device | GFLOP per device "
+            "| temp per device, MiB | messages |"
+        ]
+        for entry in record["devices"]:
+            for num, cost in entry["per_device"].items():
+                rows.append(
+                    f"| {entry['problem']}, {entry['batch']} | {num} | {cost['restarts']} | "
+                    f"{cost['gflop']:.1f} | {cost['temp_mib']:.0f} | {cost['messages']} |"
+                )
+        lines += ["", *_ruled(rows)]
+    return lines
+
+
 def _effect(result: dict[str, Any]) -> list[str]:
     """Seconds of crafting until each limit, and what the last poison does to confirming victims."""
     goal = "-" if result["goal_s"] is None else f"{result['goal_s']:.0f} s"
@@ -213,6 +261,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "mapping": _mapping,
     "unroll": _unroll,
     "generator": _generator,
+    "matching": _matching,
 }
 OF_PARTS = {
     "epoch_resnet18": _epoch,
@@ -223,6 +272,9 @@ OF_PARTS = {
     "bench_unroll": _unroll,
     "generator_steps": _generator,
     "generator_scaling": _generator,
+    "matching_steps": _matching,
+    "matching_many": _matching,
+    "brew": _matching,
     "gue_cifar10": _effect,
     "deepconfuse_cifar10": _effect,
     "deepconfuse_mnist": _effect,
