@@ -94,6 +94,7 @@ def confuse(eps):
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
 GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
+THREE = jp.attacks.Crafting(steps=3)
 BATCHES = jp.attacks.Crafting(steps=3, batch_size=6)
 META = jp.attacks.MetaCrafting(
     members=2, recipe=jp.victims.Recipe(2, 9, 0.1, momentum=0.0), learning_rate=0.1, warmup=0
@@ -128,16 +129,16 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
         "linf", 0.1,
     ),
     "gradient_matching": (
-        lambda e: jp.attacks.gradient_matching(
-            victim(), eps=e, crafting=jp.attacks.Crafting(steps=3)
-        ),
-        "linf", 0.1,
+        lambda e: jp.attacks.gradient_matching(victim(), eps=e, crafting=THREE), "linf", 0.1,
     ),
     "bullseye_polytope": (
-        lambda e: jp.attacks.bullseye_polytope(victim(), eps=e, crafting=BATCHES), "linf", 0.1,
+        lambda e: jp.attacks.bullseye_polytope(victim(), eps=e, crafting=THREE), "linf", 0.1,
+    ),
+    "convex_polytope": (
+        lambda e: jp.attacks.convex_polytope(victim(), eps=e, crafting=THREE), "linf", 0.1,
     ),
     "mean_feature_collision": (
-        lambda e: jp.attacks.mean_feature_collision(victim(), eps=e, crafting=BATCHES),
+        lambda e: jp.attacks.mean_feature_collision(victim(), eps=e, crafting=THREE),
         "linf", 0.1,
     ),
     "feature_collision": (

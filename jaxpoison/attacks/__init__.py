@@ -1,7 +1,7 @@
 """Attacks, each a factory named as its file: settings in, `Attack` out."""
 
 from jaxpoison.attacks.bilevel import bilevel, closed_form
-from jaxpoison.attacks.crafting import Crafting
+from jaxpoison.attacks.crafting import POLYTOPE_BENCHMARK, Crafting
 from jaxpoison.attacks.generator_store import (
     GeneratorCard,
     TrainedGenerator,
@@ -11,6 +11,7 @@ from jaxpoison.attacks.generator_store import (
 )
 from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.targeted.bullseye_polytope import bullseye_polytope
+from jaxpoison.attacks.targeted.convex_polytope import convex_polytope
 from jaxpoison.attacks.targeted.feature_collision import (
     feature_collision,
     mean_feature_collision,
@@ -28,6 +29,7 @@ from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
 
 __all__ = [
+    "POLYTOPE_BENCHMARK",
     "Crafting",
     "GeneratorCard",
     "MetaCrafting",
@@ -35,6 +37,7 @@ __all__ = [
     "bilevel",
     "bullseye_polytope",
     "closed_form",
+    "convex_polytope",
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",

@@ -1,5 +1,8 @@
 """Objectives in feature space: finite differences, a linear feature map, hand formulas."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 from scipy import optimize
 
 import jaxpoison as jp
-from jaxpoison.attacks import Crafting
+from jaxpoison.attacks import POLYTOPE_BENCHMARK, Crafting
+from jaxpoison.attacks.targeted.convex_polytope import hull_coefficients
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -68,7 +72,28 @@ def collision(poison, target):
     return np.mean((poison.mean(axis=0)[None] - target) ** 2)
 
 
+def nearest_in_hull(points, target):
+    """Coefficients, exactly: the best of the least squares solutions of all faces."""
+    best = (np.inf, None)
+    for size in range(1, len(points) + 1):
+        for face in map(list, itertools.combinations(range(len(points)), size)):
+            edges = points[face[1:]] - points[face[0]]
+            along = np.linalg.lstsq(edges.T, target - points[face[0]], rcond=None)[0]
+            c = np.zeros(len(points))
+            c[face] = [1 - along.sum(), *along]
+            distance = np.linalg.norm(c @ points - target)
+            if c.min() >= 0 and distance < best[0]:
+                best = distance, c
+    return best[1]
+
+
+def polytope(poison, target):
+    gaps = [np.sum((t - nearest_in_hull(poison, t) @ poison) ** 2) / np.sum(t**2) for t in target]
+    return np.mean(gaps) / 2
+
+
 LOSSES = {
+    "convex_polytope": (jp.attacks.convex_polytope, {}, polytope),
     "bullseye_polytope": (jp.attacks.bullseye_polytope, {}, bullseye),
     "bullseye_mean_square": (jp.attacks.bullseye_polytope, {"normalized": False}, mean_square),
     "mean_feature_collision": (jp.attacks.mean_feature_collision, {}, collision),
@@ -77,7 +102,11 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_are_those_of_the_formula(x64, name):
-    """One step of plain gradient descent from zero, in two batches: each has its own mean."""
+    """One step of plain gradient descent from zero, in two batches: each has its own mean.
+
+    Of the polytope that is the derivative of the minimum over c, which the attack takes at the c
+    that it found to 1e-6 or so.
+    """
     factory, options, loss = LOSSES[name]
     victim = oracles.smooth_victim()
     data = scenario(victim)
@@ -98,11 +127,27 @@ def test_loss_and_gradient_are_those_of_the_formula(x64, name):
     attack = factory(victim, eps=0.2, crafting=Crafting(**plain), **options)
     state, info = jax.jit(attack.step)(KEY, attack.init(KEY, data), data)
     rate = 0.2 * 0.1 * 3 / 512
+    rtol = 1e-3 if name == "convex_polytope" else 1e-5
+    scale = np.abs(rate * gradient).max()
     np.testing.assert_allclose(
-        state.theta.reshape(clean.shape), -rate * gradient, rtol=1e-5, atol=1e-10
+        state.theta.reshape(clean.shape), -rate * gradient, rtol=rtol, atol=1e-1 * rtol * scale
     )
     values = [batch_loss(np.zeros_like(clean[r]), r) for r in batches]
     assert float(info.outer_loss) == pytest.approx(np.mean(values), rel=1e-6)
+
+
+def test_of_one_target_mean_collision_and_bullseye_take_the_same_steps():
+    """Their losses are monotone in each other, and the rule sees signs alone."""
+    victim = linear_victim()
+    data = scenario(victim, targets=1)
+    crafting = Crafting(steps=3, tau=0.02, init="zero", decay=False)
+    attacks = (jp.attacks.mean_feature_collision, jp.attacks.bullseye_polytope)
+    theta = [
+        jp.run(attack(victim, eps=0.1, crafting=crafting), KEY, data, num_steps=3)[0].theta
+        for attack in attacks
+    ]
+    assert np.abs(theta[0]).max() == pytest.approx(0.06, rel=1e-4)
+    np.testing.assert_allclose(theta[0], theta[1], atol=1e-6)
 
 
 def test_bullseye_reaches_the_optimum_of_a_linear_map():
@@ -219,3 +264,32 @@ def test_watermark_is_the_blend_inside_the_ball_and_the_box(std):
     np.testing.assert_allclose(attack.poison(state, data).image, expected, atol=1e-6)
     reached = np.isclose(np.abs(expected - image)[index], 0.1, atol=1e-6).any()
     assert reached == (std != 1.0)
+
+
+@pytest.mark.parametrize(("num", "size"), [(5, 8), (7, 3)])
+def test_hull_coefficients_are_the_nearest_point(num, size):
+    """Seven points in three dimensions hold the target: many c are nearest, one point is."""
+    rng = np.random.RandomState(num)
+    points = rng.randn(num, size)
+    target = points.mean(axis=0) + 0.1 if num > size else rng.randn(size)
+    solve = jax.jit(hull_coefficients)
+    c = solve(KEY, jnp.float32(points), jnp.float32(target))
+    assert float(c.min()) >= 0 and float(c.sum()) == pytest.approx(1, abs=1e-6)
+    expected = nearest_in_hull(points, target)
+    np.testing.assert_allclose(c @ points, expected @ points, atol=2e-4)
+    if num <= size:
+        assert 1 < np.count_nonzero(expected) < num  # on a face
+        np.testing.assert_allclose(c, expected, atol=2e-4)
+    solve(KEY, jnp.full((num, size), jnp.nan), jnp.float32(target))  # ends, too
+
+
+def test_the_benchmark_takes_steps_of_004_in_units_of_std():
+    """The first step of Adam, from zero, is the whole rate; after 1,000 steps it still is."""
+    crafting = dataclasses.replace(POLYTOPE_BENCHMARK, std=(0.2,))
+    victim = linear_victim()
+    data = scenario(victim)
+    attack = jp.attacks.convex_polytope(victim, eps=0.1, crafting=crafting)
+    assert attack.num_steps == 1200
+    state, _ = jp.run(attack, KEY, data, num_steps=1)
+    moved = np.abs(np.asarray(state.theta)).max(axis=(1, 2, 3))
+    assert moved.max() == pytest.approx(0.04 * 0.2, rel=1e-3)
