@@ -19,9 +19,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, craft
+from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
 from jaxpoison.hypergrad import feature_objective
-from jaxpoison.types import Attack, Key, Victim
+from jaxpoison.types import Attack, Key
 
 __all__ = ["convex_polytope", "hull_coefficients"]
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-6  # relative change of c at which the solver stops
 MAX_STEPS = 10_000
 
 
-def convex_polytope(victim: Victim, *, eps: float, crafting: Crafting = WITCHES_BREW) -> Attack:
+def convex_polytope(victim: Networks, *, eps: float, crafting: Crafting = WITCHES_BREW) -> Attack:
     """The distance of the target's feature from the poisons' polytope; run `crafting.steps`.
 
     The gradient holds c constant. Of several targets each has its own c, and the loss is their
@@ -37,7 +37,8 @@ def convex_polytope(victim: Victim, *, eps: float, crafting: Crafting = WITCHES_
     polytope.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units (8/255).
       crafting: settings of the outer loop; `POLYTOPE_BENCHMARK` for those of the public benchmark.
 
