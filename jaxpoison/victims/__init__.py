@@ -15,6 +15,7 @@ from jaxpoison.victims.classical import (
     judge_fits,
     score_fits,
 )
+from jaxpoison.victims.ensemble import Staggered, stagger_epochs, staggered
 from jaxpoison.victims.evaluate import (
     Assessment,
     Interval,
@@ -59,6 +60,7 @@ __all__ = [
     "Paired",
     "Recipe",
     "Similarity",
+    "Staggered",
     "Trained",
     "Transfer",
     "TransferSplit",
@@ -93,6 +95,8 @@ __all__ = [
     "score_fits",
     "sign_test",
     "similarity",
+    "stagger_epochs",
+    "staggered",
     "streamed_training",
     "targeted",
     "trades_learner",
