@@ -2,9 +2,9 @@
 
     python -m experiments.tables
 
-A table is known by its head, the tables of a sweep by the section named after their record
-("### NAME", "### NAME (small run)"). Whole runs come in the order of the list of claims, small runs
-after them by name.
+A table is known by its head; the tables of one record alone (sweeps; setups and tests of a targeted
+run) by the section named after it, "### NAME" or "### NAME (small run)". Whole runs come in the
+order of the list of claims, small runs after them by name.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import pathlib
 import re
 from typing import Any
 
-from jaxpoison.report import sweeps, tables
+from jaxpoison.report import sweeps, tables, targeted_markdown, targeted_tables
 
-__all__ = ["PAGES", "RESULTS", "filled", "main", "read_records"]
+__all__ = ["PAGES", "RESULTS", "filled", "main", "own_tables", "read_records"]
 
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -24,6 +24,7 @@ MEASURED = (
     "| experiment | attack, budget | clean | random noise | poisoned | time | device |\n"
     "|---|---|---|---|---|---|---|\n"
 )
+TARGETED = f"{targeted_tables.HEAD}\n{'|---' * (targeted_tables.HEAD.count('|') - 1)}|\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,19 +56,28 @@ def filled(text: str, records: dict[str, dict[str, Any]]) -> str:
     """The page with every table made anew.
 
     Args:
-      text: the page.
+      text: the page; with sections of single records if it has a heading "## Sweeps".
       records: as `read_records`.
 
-    Raises: ValueError for a page that lacks a table's head, or the list of sweeps a section.
+    Raises: ValueError for a page that lacks the head of a table that has rows, or a section.
     """
-    rows = [row for record in records.values() for row in tables.markdown(record)]
-    text = _put(text, MEASURED, rows)
+    for head, make in ((MEASURED, tables.markdown), (TARGETED, targeted_tables.markdown)):
+        rows = [row for record in records.values() for row in make(record)]
+        if rows or head in text:
+            text = _put(text, head, rows)
     if "\n## Sweeps\n" in text:
         for name, record in records.items():
-            if lines := sweeps.markdown(record):
+            if lines := own_tables(record):
                 title = name.replace(".small", " (small run)")
                 text = _put(text, f"### {title}\n\n", lines)
     return text
+
+
+def own_tables(record: dict[str, Any]) -> list[str]:
+    """What stands in the section of one record; no lines of a record without one."""
+    if targeted_tables.is_targeted(record):
+        return [*targeted_markdown.setups(record), "", *targeted_markdown.comparisons(record)]
+    return sweeps.markdown(record)
 
 
 def _put(text: str, head: str, lines: list[str]) -> str:

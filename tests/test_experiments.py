@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import pathlib
 import re
@@ -14,7 +15,7 @@ import pytest
 from experiments import tables as committed
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
-from jaxpoison.report import ImageConfig, PaperConfig, command_line, sweeps, tables
+from jaxpoison.report import ImageConfig, PaperConfig, command_line, tables, targeted_tables
 from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
 from jaxpoison.types import Dataset, Split
@@ -63,18 +64,23 @@ def check_run(module, config, name):
     run = config.runs / name / "default"
     assert json.loads((run / "result.json").read_text()) == record
     check_record(record, name, config)
-    for picture in ("grid.png", "curves.png"):
-        assert (run / picture).stat().st_size > 1000
     arms = {tables.split_name(name, entry)[1] for name, entry in record["arms"].items()}
-    for arm in sorted(arms - {"clean"}):
-        assert poisoned.verify(run / "poison" / arm).passed
+    folders = [run / "poison"]
+    if targeted_tables.is_targeted(record):
+        folders = [run / "setups" / name / "poison" for name in record["config"]["setups"]["names"]]
+    for picture in (
+        ("curves.png",) if targeted_tables.is_targeted(record) else ("grid.png", "curves.png")
+    ):
+        assert (run / picture).stat().st_size > 1000
+    for folder, arm in itertools.product(folders, sorted(arms - {"clean"})):
+        assert poisoned.verify(folder / arm).passed
 
 
 def check_record(record, name, config):
     """The shape that all result.json share."""
     assert set(record) == {
         "experiment", "config", "versions", "device", "date", "seconds", "arms", "poison",
-        "published",
+        "published", *(["comparisons"] if targeted_tables.is_targeted(record) else []),
     }  # fmt: skip
     assert record["experiment"] == name and record["config"]["seed"] == config.seed
     assert {"compile", "total"} <= set(record["seconds"])
@@ -85,7 +91,13 @@ def check_record(record, name, config):
         seeds = (
             1 if victim in ("sklearn.rbf_svm", "sklearn.logistic_regression") else config.victims
         )
-        for field in ("final_accuracy", "peak_accuracy"):
+        rates = ["final_accuracy", "peak_accuracy"]
+        if targeted_tables.is_targeted(record):
+            seeds = len(entry["setups"])
+            rates += ["success_rate", "intended_probability", "true_probability"]
+            trials = seeds * config.victims
+            assert entry["success_count"]["trials"] == trials
+        for field in rates:
             assert set(entry[field]) == RATE
             values = entry[field]["values"]
             assert len(values) == seeds and np.all(0 <= np.array(values))
@@ -172,6 +184,28 @@ def command(monkeypatch, capsys):
         ("cifar10_lsp", ["--train-images", 0], "train_images = 0; it must be at least 1"),
         ("cifar10_tap", ["--eps", 8], "eps = 8 looks like grey levels; write 8/255"),
         ("cifar10_gue_adv", ["--decay-passes", 0], "decay_passes = 0; it must be at least 1"),
+        (
+            "cifar10_poisoning_benchmark",
+            [],
+            "benchmark = None; name the file of the benchmark's setups, "
+            "cifar10_from_scratch.pickle of github.com/aks2203/poisoning-benchmark",
+        ),
+        (
+            "cifar10_poisoning_benchmark",
+            ["--scale", "small", "--attack", "het"],
+            "attack = 'het'; allowed are base",
+        ),
+        (
+            "cifar10_gradient_matching",
+            ["--first", 9, "--num-setups", 2],
+            "first = 9, num_setups = 2; there are 10 setups in all",
+        ),
+        (
+            "cifar10_ablation",
+            ["--surrogate-networks", "resnet18", "vgg11"],
+            "surrogate_networks = resnet18, vgg11; ensembles of several sizes must be of one "
+            "network",
+        ),
         (
             "cifar10_gue_adv",
             ["--follower-eps", 4],
@@ -305,6 +339,72 @@ def test_the_sets_of_a_generators_experiment(name, sets, monkeypatch, images):
     assert len(seen["victims"]) == len(config.networks + config.robust + config.classical)
 
 
+def benchmark_file(folder):
+    """Two setups of ten poisons, as the public benchmark's arrays have them."""
+    path = folder / "cifar10_from_scratch.npz"
+    rows = np.arange(20).reshape(2, 10)
+    np.savez(path, target_class=[3, 4], target_index=[0, 1], base_class=[5, 6], base_indices=rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sets", "members"),
+    [
+        ("cifar10_gradient_matching", {}, "gradient-matching", ["resnet18"]),
+        ("cifar10_poisoning_benchmark", {}, "gradient-matching", ["resnet18"]),
+        ("cifar10_poisoning_benchmark", {"attack": "ens4"}, "gradient-matching", ["resnet18"] * 4),
+        (
+            "cifar10_poisoning_benchmark",
+            {"attack": "het", "noise": False},
+            "gradient-matching",
+            ["resnet18", "vgg11", "mobilenet_v2"] * 2,
+        ),
+        (
+            "cifar10_ablation",
+            {},
+            "K1-R8 K1-R1 K2-R8 K2-R1 K4-R8 K4-R1 K8-R8 K8-R1 K1-R8-plain K8-R8-plain",
+            ["resnet18"] * 8,
+        ),
+        ("cifar10_ablation", {"plain": True}, "K1-R8-plain", ["resnet18"]),
+        (
+            "cifar10_method_comparison",
+            {},
+            "gradient-matching metapoison-at-surrogate mean-feature-collision feature-collision "
+            "bullseye-polytope watermark",
+            ["resnet18"],
+        ),
+        (
+            "cifar_small_gradient_matching",
+            {"sweep": True, "classes": ()},
+            "gradient-matching watermark gradient-matching-eps=0.0313725 "
+            "gradient-matching-eps=0.0627451 gradient-matching-augmented",
+            ["cnn3"] * 4,
+        ),
+    ],
+)
+def test_the_sets_of_a_targeted_experiment(
+    name, options, sets, members, monkeypatch, images, tmp_path
+):
+    module, seen = importlib.import_module(f"experiments.{name}"), {}
+    monkeypatch.setattr(module, "targeted_job", lambda *args, **given: seen.update(given))
+    few = {"train_images": 200, "test_images": 100, "data_dir": images, "budget": 0.05}
+    if name == "cifar10_poisoning_benchmark":
+        few |= {"benchmark": benchmark_file(tmp_path)}
+    module.main(config := module.Config(**few | options))
+    noise = ["random-noise"] if options.get("noise", True) else []
+    assert [arm.replace(" ", "-") for arm in seen["arms"]] == noise + sets.split()
+    rates = {"resnet18": 0.1, "vgg11": 0.01, "mobilenet_v2": 0.01, "cnn3": 0.05}
+    assert [one.recipe.learning_rate for one in seen["surrogates"]] == [rates[n] for n in members]
+    assert len({one.victim for one in seen["surrogates"]}) == len(set(members))
+    main = seen["arms"][seen["main"]]
+    assert main.budget == Budget("linf", config.eps) and main.settings["eps"] == config.eps
+    assert main.num_steps == config.steps
+    assert len(seen["setups"]) == (2 if "benchmark" in few else len(config.keys))
+    assert all(len(one.poison_rows) == 10 for one in seen["setups"])
+    plain = options.get("plain", False) or name == "cifar_small_gradient_matching"
+    assert all((one.recipe.augmentation == "none") == plain for one in seen["surrogates"])
+
+
 def settings_of(record, expected):
     """The part of a record's settings that the script's configuration has, as its fields are.
 
@@ -321,7 +421,8 @@ def settings_of(record, expected):
 
 
 def test_the_tables_are_the_committed_records_and_nothing_else():
-    """NAME.json is of the default settings; NAME.small.json, of a paper's script, of --scale small.
+    """NAME.json is of the default settings; NAME.small.json, of a paper's script, of --scale small,
+    and so NAME.nightly.json.
 
     A script without NAME.json stands in the list of claims as not yet run at its size.
     """
@@ -331,18 +432,19 @@ def test_the_tables_are_the_committed_records_and_nothing_else():
         config = importlib.import_module(f"experiments.{name}").Config
         expected = config.presets()[scale] if scale else config()
         assert config(**settings_of(record, expected)) == expected, stem
-        assert scale in ("", "small") and name in NAMES
+        assert name in NAMES
         check_record(record, name, expected)
-        assert all(("small run" in row) == bool(scale) for row in tables.markdown(record))
+        rows = tables.markdown(record) + targeted_tables.markdown(record)
+        assert rows and all(("small run" in row) == (scale == "small") for row in rows)
         whole |= set() if scale else {name}
     for page in committed.PAGES:
         assert committed.filled(page.read_text(), records) == page.read_text(), (
             f"{page} is not of these records; python -m experiments.tables makes it so"
         )
     text = (FOLDER / "README.md").read_text()
-    titles = re.findall(r"^### (\w+)( \(small run\))?$", text, flags=re.MULTILINE)
-    swept = {stem for stem, record in records.items() if sweeps.markdown(record)}
-    assert {name + (".small" if small else "") for name, small in titles} == swept
+    titles = re.findall(r"^### (\S+)( \(small run\))?$", text, flags=re.MULTILINE)
+    alone = {stem for stem, record in records.items() if committed.own_tables(record)}
+    assert {name + (".small" if small else "") for name, small in titles} == alone
     claims = {name: line for line in text.splitlines()
               for name in NAMES if line.startswith(f"| `{name}` |")}  # fmt: skip
     assert set(claims) == set(NAMES)

@@ -13,6 +13,7 @@ from jaxpoison.report.record import published
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.sweeps import sweep
+from jaxpoison.report.targeted_config import TargetedConfig
 from jaxpoison.report.targeted_job import targeted_job
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Stored",
     "Study",
     "StudyConfig",
+    "TargetedConfig",
     "Trainee",
     "apply_generator",
     "arm",

@@ -37,6 +37,7 @@ RECIPES = {
     "witches_brew_basic": recipes.witches_brew_basic,
     "witches_brew_fast": recipes.witches_brew_fast,
     "witches_brew_memory_saving": recipes.witches_brew_memory_saving,
+    "witches_brew_small": recipes.witches_brew_small,
     "small": recipes.small,
     "small_color": functools.partial(recipes.small, learning_rate=2e-3, batch_size=64),
 }
@@ -114,6 +115,7 @@ class PaperConfig(ImageConfig):
     """
 
     SMALL: ClassVar[dict[str, Any]] = {}
+    SCALES: ClassVar[tuple[str, ...]] = ("paper", "small")
 
     scale: Literal["paper", "small"] = "paper"
     """Chooses all defaults: the paper's, or of a few minutes on two CPU cores (--scale small)."""
@@ -138,7 +140,7 @@ class PaperConfig(ImageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check.one_of(("paper", "small"), scale=self.scale)
+        check.one_of(self.SCALES, scale=self.scale)
         check.one_of(RECIPES, recipe=self.recipe)
         recipe = self._variant(RECIPES[self.recipe]())
         unread = [

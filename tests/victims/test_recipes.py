@@ -276,6 +276,16 @@ def test_brittle_networks_learn_at_a_tenth_of_the_rate(network):
     assert recipes.witches_brew(network="densenet121").learning_rate == 0.1
 
 
+def test_witches_brew_at_small_size():
+    plain = {"learning_rate": 0.05, "batch_size": 32, "augmentation": "none"}
+    named = plain | {"source": "jaxpoison, Witches' Brew at small size"}
+    assert recipes.witches_brew_small(epochs=20) == dataclasses.replace(
+        recipes.witches_brew(epochs=20), **named
+    )
+    assert recipes.witches_brew_small(epochs=20).milestones == (7, 12, 17)
+    assert recipes.witches_brew_small(network="metapoison_convnet").learning_rate == 0.02
+
+
 def test_the_brew_pads_with_the_mean_color_and_hands_over_its_normalization():
     brew = recipes.witches_brew(data="mnist")
     assert brew.fill == (0.1306638,)

@@ -1,0 +1,244 @@
+"""Settings of experiments with targeted attacks: who is attacked, on what, with which budget."""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+
+from jaxpoison import attacks, check
+from jaxpoison.attacks import Crafting
+from jaxpoison.data import Setup, augment
+from jaxpoison.data.setups import PAPER_KEYS, from_key
+from jaxpoison.perturb import Budget
+from jaxpoison.report.arms import Arm, arm
+from jaxpoison.report.images import RECIPES, PaperConfig
+from jaxpoison.report.preparation import Trainee
+from jaxpoison.types import Attack, InputError, Scenario, Split, Victim
+from jaxpoison.victims import recipes
+
+__all__ = ["TargetedConfig"]
+
+MEAN, STD = recipes.NORMALIZATION["cifar10"]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cnn3": ("small_cnn", {"widths": (8, 16, 32), "pool": "max"})
+}
+"""Further names of networks: (name of `jaxpoison.models.create`, options)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetedConfig(PaperConfig):
+    """Settings of targeted attacks on CIFAR-10, beside those of every paper's experiment."""
+
+    SMALL = {
+        "classes": (0, 2, 5, 6),
+        "train_images": 1500,
+        "test_images": 2500,
+        "networks": ("cnn3",),
+        "surrogate_networks": ("cnn3",),
+        "recipe": "witches_brew_small",
+        "surrogate_recipe": "witches_brew_small",
+        "ensemble": 4,
+        "keys": tuple(range(8)),
+        "victims": 4,
+        "eps": 32 / 255,
+        "budget": 0.05,
+        "steps": 120,
+        "restarts": 1,
+        "crafting_augment": False,
+    }
+
+    recipe: str = "witches_brew"
+    victims: int = 8
+    """Fresh victims per setup and training set."""
+    classes: tuple[int, ...] = ()
+    """Of CIFAR-10 that are kept, with labels 0, 1, ... in this order; none keeps all."""
+    networks: tuple[str, ...] = ("resnet18",)
+    """Victims, names of `jaxpoison.models.create`, or cnn3: convolutions of 8, 16 and 32 channels,
+    each with ReLU and a max-pool."""
+    surrogate_networks: tuple[str, ...] = ("resnet18",)
+    """Networks that poisons are crafted on, names as of victims; members of an ensemble take them
+    in turn."""
+    ensemble: int = 1
+    """Surrogates K, all trained on the clean set once and shared by all setups."""
+    surrogate_recipe: str = "witches_brew"
+    """How surrogates are trained, a name as of `recipe`."""
+    surrogate_epochs: int | None = None
+    """Of every surrogate; None is as many as its recipe has."""
+    keys: tuple[int, ...] = PAPER_KEYS
+    """Integers from each of which classes, target and poison rows are drawn, as the released code
+    does; by default the ten of the paper's tables."""
+    first: int = 0
+    """Number of the first setup that is run, from 0."""
+    num_setups: int | None = None
+    """How many setups are run; None is all from the first on."""
+    eps: float = 16 / 255
+    """L-infinity radius, pixels in [0, 1]."""
+    budget: float = 0.01
+    """Poisons as a share of the training set, rounded up; at most their class."""
+    steps: int = 250
+    """Of crafting, M."""
+    restarts: int = 8
+    """Of which the one of the lowest loss is kept, R."""
+    tau: float = 0.1
+    """Rate of sign-Adam's first steps, in standard deviations of CIFAR-10's pixels."""
+    poison_batch: int = 512
+    """Poisons whose gradient is matched together; the rate is in proportion to it."""
+    crafting_augment: bool = True
+    """Whether poisons are shifted and mirrored at every crafting step."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check.one_of(RECIPES, surrogate_recipe=self.surrogate_recipe)
+        check.at_least(0, first=self.first)
+        names = ("num_setups", "surrogate_epochs", "ensemble", "steps", "restarts", "poison_batch")
+        numbers = {name: getattr(self, name) for name in names}
+        check.at_least(1, **{k: v for k, v in numbers.items() if v is not None})
+        check.number(above=0, most=1, budget=self.budget)
+        check.positive(tau=self.tau)
+        if not self.surrogate_networks:
+            raise InputError("there are no surrogate_networks; name at least one")
+
+    @classmethod
+    def smoke(cls, **options: Any) -> Self:
+        """Seconds: linear networks, a few hundred images, one epoch, two setups, two steps."""
+        one = ("logistic_regression",)
+        tiny: dict[str, Any] = {"networks": one, "surrogate_networks": one, "recipe": "small"}
+        tiny |= {"classes": (), "surrogate_recipe": "small", "surrogate_epochs": 1, "ensemble": 1}
+        tiny |= {"keys": (0, 1), "steps": 2, "restarts": 1, "budget": 0.05}
+        return super().smoke(**tiny | options)
+
+    @property
+    def num_classes(self) -> int:
+        """L."""
+        return len(self.classes) or 10
+
+    def load_classes(self) -> tuple[dict[str, Any], Split]:
+        """CIFAR-10 as `load` gives it, of the classes that are kept."""
+        kept = ",".join(map(str, self.classes))
+        return self.load(f"cifar10[{kept}]" if kept else "cifar10")
+
+    def create(self, network: str, split: Split, num_classes: int, **options: Any) -> Victim:
+        """As in `ImageConfig`, also by a name of VARIANTS."""
+        name, more = VARIANTS.get(network, (network, {}))
+        return super().create(name, split, num_classes, **more, **options)
+
+    def from_keys(self, split: Split) -> list[Setup]:
+        """The setups of `keys` that are to be run.
+
+        Raises: InputError as `chosen` and `data.setups.from_key`.
+        """
+        labels = split.train.label, split.test.label
+        return self.chosen([from_key(key, *labels, budget=self.budget) for key in self.keys])
+
+    def chosen(self, setups: list[Setup]) -> list[Setup]:
+        """Those from `first` on; an InputError where there are not as many as asked for."""
+        some = setups[self.first :][: self.num_setups]
+        if len(some) < (self.num_setups or 1):
+            raise InputError(
+                f"first = {self.first}, num_setups = {self.num_setups}; there are {len(setups)} "
+                "setups in all"
+            )
+        return some
+
+    def judges(self, split: Split) -> dict[str, Trainee]:
+        """The victims by name, "" where there is one, as `targeted_job` takes them."""
+        found = {name: self.trainee(name, split, self.num_classes) for name in self.networks}
+        return found if len(found) > 1 else dict(zip([""], found.values(), strict=True))
+
+    def members(self, split: Split) -> list[Trainee]:
+        """The K surrogates, networks in turn, as `targeted_job` takes them."""
+        known = dataclasses.replace(
+            self, recipe=self.surrogate_recipe, epochs=self.surrogate_epochs, adversarial=None,
+            adversarial_eps=None, adversarial_steps=None, statistics=None,
+        )  # fmt: skip
+        names = self.surrogate_networks[: self.ensemble]
+        each = [known.trainee(name, split, self.num_classes) for name in names]
+        return [each[k % len(each)] for k in range(self.ensemble)]
+
+    def crafting(self) -> Crafting:
+        """The outer loop by these settings."""
+        moved = augment.shift_flip(fill=MEAN) if self.crafting_augment else None
+        return Crafting(
+            steps=self.steps,
+            tau=self.tau,
+            std=STD,
+            batch_size=self.poison_batch,
+            ensemble=self.ensemble,
+            augment=moved,
+        )
+
+    def matching(self, members: list[Trainee], expect: str, **changes: Any) -> Arm:
+        """The arm of gradient matching; see `crafted`."""
+        return self.crafted(attacks.gradient_matching, members, expect, **changes)
+
+    def crafted(
+        self,
+        attack: Callable[..., Attack],
+        members: list[Trainee],
+        expect: str,
+        *,
+        options: Mapping[str, Any] = types.MappingProxyType({}),
+        **changes: Any,
+    ) -> Arm:
+        """The arm of an attack of the shared outer loop.
+
+        Args:
+          attack: (network, eps=, crafting=, **options) -> Attack.
+          members: as `members` gives them. An `ensemble` among the changes takes the first of them.
+          expect: one line for the reader.
+          options: more of the attack's keywords.
+          **changes: fields of this configuration that this arm has otherwise, such as `eps`.
+
+        Raises: InputError for fewer members than there are, if these are of several networks.
+        """
+        own = dataclasses.replace(self, **changes)
+        if own.ensemble < len(members):
+            if len({one.victim for one in members}) > 1:
+                raise InputError(
+                    f"surrogate_networks = {', '.join(self.surrogate_networks)}; ensembles of "
+                    "several sizes must be of one network"
+                )
+            attack = of_first(attack, own.ensemble)
+        return arm(
+            attack,
+            networks(members[: own.ensemble]),
+            eps=own.eps,
+            crafting=own.crafting(),
+            budget=Budget("linf", own.eps),
+            expect=expect,
+            restarts=own.restarts,
+            **options,
+        )
+
+
+def networks(members: list[Trainee]) -> Any:
+    """What an attack takes as its surrogate network: one, or the different ones in turn."""
+    different = tuple(dict.fromkeys(one.victim for one in members))
+    return different[0] if len(different) == 1 else different
+
+
+def of_first(factory: Callable[..., Attack], num: int) -> Callable[..., Attack]:
+    """That attack at the first `num` of the surrogates, of one network, that the scenario holds.
+
+    Arms with ensembles of several sizes share their surrogates so.
+    """
+
+    def fewer(scenario: Scenario) -> Scenario:
+        one = num == 1
+        return scenario._replace(aux=jax.tree.map(lambda x: x[0] if one else x[:num], scenario.aux))
+
+    @functools.wraps(factory)
+    def make(*parts: Any, **options: Any) -> Attack:
+        attack = factory(*parts, **options)
+        score = attack.score
+        return attack._replace(
+            init=lambda key, scenario: attack.init(key, fewer(scenario)),
+            step=lambda key, state, scenario: attack.step(key, state, fewer(scenario)),
+            poison=lambda state, scenario: attack.poison(state, fewer(scenario)),
+            score=None if score is None else lambda state, data: score(state, fewer(data)),
+        )
+
+    return make
