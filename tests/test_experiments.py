@@ -370,7 +370,13 @@ def benchmark_file(folder):
             "cifar10_method_comparison",
             {},
             "gradient-matching metapoison-at-surrogate mean-feature-collision feature-collision "
-            "bullseye-polytope watermark",
+            "bullseye-polytope convex-polytope watermark",
+            ["resnet18"],
+        ),
+        (
+            "cifar10_method_comparison",
+            {"methods": ("gradient-matching", "metapoison")},
+            "gradient-matching metapoison",
             ["resnet18"],
         ),
         (
