@@ -27,9 +27,12 @@ from jaxpoison.attacks.unlearnable.gue import gue, gue_adv
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
+from jaxpoison.attacks.witches_brew import BREWS, Brew
 
 __all__ = [
     "POLYTOPE_BENCHMARK",
+    "BREWS",
+    "Brew",
     "Crafting",
     "GeneratorCard",
     "MetaCrafting",
