@@ -20,6 +20,8 @@ too, has besides
     success_rate, intended_probability, true_probability   fractions of targets, probabilities
     intended_loss, true_loss                               cross-entropy of targets to both labels
     success_count = {hits, trials}                         over setups, victims and targets
+    success_over_epochs, intended_curve                    mean over all epochs, and p(wanted) after
+                                                           each; not of clean victims
     setups = [{name, success: [V], intended: [V], true: [V], intended_loss: [V], true_loss: [V],
                accuracy: [V], outer_loss: {first, last} | null, poison | null}]
 

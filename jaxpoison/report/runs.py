@@ -165,8 +165,12 @@ def _check_arm(name: str, entry: Any) -> None:
 def _check_targeted(value: dict[str, Any]) -> None:
     names = []
     for name, entry in value["arms"].items():
-        for rate in ("success_rate", "intended_probability", "true_probability"):
+        optional = [k for k in ("success_over_epochs",) if k in entry]
+        for rate in (*COMPARED, *optional):
             _check_rate(f"arms.{name}.{rate}", entry.get(rate))
+        curve = entry.get("intended_curve", [0])
+        sound = isinstance(curve, list) and curve and all(map(_number, curve))
+        _need(sound, f"arms.{name}.intended_curve")
         count = entry.get("success_count")
         sound = isinstance(count, dict) and all(_number(count.get(k)) for k in ("hits", "trials"))
         _need(sound and count["trials"] > 0, f"arms.{name}.success_count")

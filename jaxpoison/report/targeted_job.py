@@ -29,10 +29,10 @@ from jaxpoison.report.targeted_checks import (
     start_all,
 )
 from jaxpoison.report.targeted_record import arm_entry, comparisons, poison_entry
-from jaxpoison.report.targeted_setup import Field, Seen, finished, run_setup, see
+from jaxpoison.report.targeted_setup import Field, Seen, finished, run_setup, see, watch
 from jaxpoison.report.work import Work
-from jaxpoison.types import Key, Split, Training
-from jaxpoison.victims import transfer_training
+from jaxpoison.types import Key, Split, Training, Victim
+from jaxpoison.victims import transfer_training, watched
 
 __all__ = ["targeted_job"]
 
@@ -122,9 +122,9 @@ def targeted_job(
         return made(one.mode, one.victim, one.recipe, len(split.train.label), warm=warm)
 
     @functools.cache
-    def repeated(process: Training) -> Training:
+    def repeated(process: Training, victim: Victim) -> Training:
         repeat = over.spread if mesh is None else over.over_restarts
-        return repeat(process, config.victims, chunk=chunk)
+        return repeat(watched(process, victim), config.victims, chunk=chunk)
 
     field = Field(
         split,
@@ -133,7 +133,7 @@ def targeted_job(
         config.settings(),
         arms,
         victims,
-        {k: repeated(training(one, warm=True)) for k, one in victims.items()},
+        {k: repeated(training(one, warm=True), one.victim) for k, one in victims.items()},
         keep_checkpoints,
     )
     check_starts(victims, surrogates, training, split, fresh_surrogates=fresh_surrogates)
@@ -169,7 +169,7 @@ def targeted_job(
         warm_key = jax.random.fold_in(surrogate_key, len(surrogates))
         warmed = warm(study.work, victims, surrogates, aux, training, warm_key, known)
         field = field._replace(victims=warmed)
-        references = {name: _clean(study, field, name, clean_key) for name in victims}
+        references = {name: _clean(study, field, name, clean_key, setups[0]) for name in victims}
     results = []
     for number, (one, place) in enumerate(zip(setups, places, strict=True)):
         own = functools.partial(jax.random.fold_in, data=number)
@@ -180,14 +180,18 @@ def targeted_job(
     return _finish(study, results, setups, field, main, clean, published or [])
 
 
-def _clean(study: Study, field: Field, victim: str, key: Key) -> Seen:
-    """The victims of the clean set, which all setups share."""
-    one, (train, test) = field.victims[victim], field.split
-    name = record.entry("clean", victim)
+def _clean(study: Study, field: Field, victim: str, key: Key, first: Setup) -> Seen:
+    """The victims of the clean set, which all setups share.
+
+    While they learn they look at the first setup's targets, in the program that all victims share;
+    it is of no interest.
+    """
+    one, name = field.victims[victim], record.entry("clean", victim)
+    data = watch(one, field.split, first)
     state, info, _ = study.work.run(
-        "victims", name, field.trainings[victim], key, one.data(field.split), one.recipe.epochs
+        "victims", name, field.trainings[victim], key, data, one.recipe.epochs
     )
-    return see(one, state, info, train, test)
+    return see(one, state, info, *field.split)
 
 
 def _finish(study, results, setups, field, main, clean, published) -> dict[str, Any]:

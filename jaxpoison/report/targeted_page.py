@@ -23,6 +23,7 @@ def cells(entry: dict[str, Any]) -> dict[str, Cell]:
     return {
         "fooled": fooled,
         "success %": rate(entry.get("success_rate")),
+        "all epochs %": rate(entry.get("success_over_epochs")),
         "p(wanted) %": rate(entry.get("intended_probability") if count else None),
         "p(true) %": rate(entry.get("true_probability")),
         "B first": number(losses[0], "{:.3f}"),
@@ -46,10 +47,13 @@ def parts(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _charts(arms: dict[str, dict[str, Any]]) -> list[tuple[str, charts.Chart]]:
     names = [one["name"] for one in next(iter(arms.values()))["setups"]]
-    return [
+    shown = [
         (title, charts.pairs_chart({k: entry[what] for k, entry in arms.items()}, names, title))
         for what, title in _CHARTS.items()
     ]
+    curves = {k: entry["intended_curve"] for k, entry in arms.items() if "intended_curve" in entry}
+    title = "probability of the wanted label after each epoch, %"
+    return shown + ([(title, charts.chart(curves)._replace(what=title))] if curves else [])
 
 
 def _tests(record: dict[str, Any], victim: str) -> list[list[Cell]]:

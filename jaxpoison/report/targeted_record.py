@@ -19,6 +19,7 @@ _RATES = {
     "intended_loss": "intended_loss",
     "true_loss": "true_loss",
 }
+_LEARNED = {"success_over_epochs": "success_epochs"}
 _VALUES = ("success", "intended", "true", "intended_loss", "true_loss", "accuracy")
 _COMPARED = {"success_rate": 1, "intended_probability": 1, "true_probability": -1}
 
@@ -43,10 +44,12 @@ def arm_entry(
       targets: how many each setup has.
     """
     parts = [one["arms"][name] for one in results]
+    learned = arm != "clean"  # clean victims look at no setup's targets as they learn
     rates = {
         rate: interval([float(np.mean(part[values])) for part in parts])._asdict()
-        for rate, values in _RATES.items()
+        for rate, values in (_RATES | (_LEARNED if learned else {})).items()
     }
+    curves = ("curve", "intended_curve") if learned else ("curve",)
     confusion = np.sum([part["confusion"] for part in parts], axis=0)
     per_class = [r[i].item() / r.sum().item() if r.any() else None for i, r in enumerate(confusion)]
     hits = sum(round(num * sum(p["success"])) for num, p in zip(targets, parts, strict=True))
@@ -67,7 +70,7 @@ def arm_entry(
             "success_count": {"hits": hits, "trials": trials},
             "per_class": per_class,
             "confusion": confusion.tolist(),
-            "curve": np.mean([part["curve"] for part in parts], axis=0).tolist(),
+            **{k: np.mean([part[k] for part in parts], axis=0).tolist() for k in curves},
             "expect": expect,
             "poison": None if arm == "clean" else poison_entry(results, arm),
             "setups": setups,

@@ -25,11 +25,22 @@ from jaxpoison.report.poisons import verified
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.work import Work
 from jaxpoison.types import Attack, Dataset, Key, Scenario, Split, Training
-from jaxpoison.victims import judge, read_targets
+from jaxpoison.victims import Watched, assess, read_targets
 from jaxpoison.victims.evaluate import judgment
 from jaxpoison.victims.targets import all_logits
 
-__all__ = ["Crafted", "Field", "Seen", "craft", "finished", "run_setup", "scores", "see", "store"]
+__all__ = [
+    "Crafted",
+    "Field",
+    "Seen",
+    "craft",
+    "finished",
+    "run_setup",
+    "scores",
+    "see",
+    "store",
+    "watch",
+]
 
 
 class Field(NamedTuple):
@@ -78,11 +89,15 @@ class Seen(NamedTuple):
       logits: [V, N, L] after the last epoch.
       train_accuracy: [V].
       curve: [T, V] accuracy on the whole test set after each epoch.
+      success: [T, V] share of the targets that they were shown as they learned.
+      intended: [T, V] probability of the wanted label, likewise.
     """
 
     logits: np.ndarray
     train_accuracy: np.ndarray
     curve: np.ndarray
+    success: np.ndarray
+    intended: np.ndarray
 
 
 def run_setup(
@@ -176,9 +191,17 @@ def store(
 def see(trainee: Trainee, state: Any, info: Any, train: Dataset, test: Dataset) -> Seen:
     """What trained victims make of the test set, and how well they know their training set."""
     how = trainee.recipe.evaluation
-    judged = judge(trainee.victim, state, info, train, test, **how)
+    known = assess(trainee.victim, state.variables, train, **how).accuracy
     logits = all_logits(trainee.victim, state.variables, test.image, **how)
-    return Seen(logits, np.asarray(judged.train_accuracy.values), np.asarray(info.test_accuracy))
+    curves = (np.asarray(x, np.float64) for x in (info.test_accuracy, info.success, info.intended))
+    return Seen(logits, np.asarray(known.values), *curves)
+
+
+def watch(trainee: Trainee, split: Split, setup: Setup) -> Watched:
+    """What victims are trained on, and the targets of a setup that they are shown meanwhile."""
+    targets = split.test.image[np.asarray(setup.target_rows)]
+    wanted = jnp.asarray(setup.wanted, jnp.int32)
+    return Watched(trainee.data(split), Dataset(targets, wanted))
 
 
 def scores(seen: Seen, setup: Setup, test: Dataset) -> dict[str, Any]:
@@ -219,9 +242,13 @@ def _retrain(
     values = work.read(file, {"success": list, "accuracy": list})
     if values is None:
         training, epochs = field.trainings[victim], trainee.recipe.epochs
-        data = trainee.data(Split(dataset, test))
+        data = watch(trainee, Split(dataset, test), setup)
         state, info, _ = work.run("victims", entry, training, key, data, epochs)
-        values = scores(see(trainee, state, info, dataset, test), setup, test)
+        seen = see(trainee, state, info, dataset, test)
+        values = scores(seen, setup, test) | {
+            "success_epochs": seen.success.mean(axis=0).tolist(),
+            "intended_curve": seen.intended.mean(axis=1).tolist(),
+        }
         hosts.first(lambda: checkpoint.write_json(work.folder / file, values))
     _forget(work, f"victims/{entry}", field)
     return values

@@ -48,6 +48,7 @@ from jaxpoison.victims.transfer import (
     transfer,
     transfer_training,
 )
+from jaxpoison.victims.watched import Watched, WatchedInfo, watched
 
 __all__ = [
     "Assessment",
@@ -62,6 +63,8 @@ __all__ = [
     "Similarity",
     "Staggered",
     "Trained",
+    "Watched",
+    "WatchedInfo",
     "Transfer",
     "TransferSplit",
     "accuracy",
@@ -104,5 +107,6 @@ __all__ = [
     "transfer",
     "transfer_training",
     "victim_training",
+    "watched",
     "wilcoxon",
 ]

@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_victims_themselves(finished):
         folder / "setups/s1/victims/gradient-matching/checkpoints", _like(), read=dict
     ).state
     entry = record["arms"]["gradient-matching"]["setups"][1]
-    kept = np.arange(24) != 1
+    kept, ends = np.arange(24) != 1, []
     for v in range(2):
         variables = jax.tree.map(lambda x, v=v: x[v], TrainState(*states).variables)
         image = jp.types.as_float(split.test.image)
@@ -69,8 +69,15 @@ def test_numbers_are_those_of_the_victims_themselves(finished):
         assert entry["intended"][v] == pytest.approx(odds[1, wanted], rel=1e-4)
         assert entry["true_loss"][v] == pytest.approx(-np.log(odds[1, true]), rel=1e-4)
         assert entry["success"][v] == float(scores[1].argmax() == wanted)
+        ends.append(odds[1, wanted])
         right = scores.argmax(axis=1) == np.asarray(split.test.label)
         assert entry["accuracy"][v] == pytest.approx(right[kept].mean())
+    values = json.loads((folder / "setups/s1/victims/gradient-matching/entry.json").read_text())
+    assert len(values["intended_curve"]) == small_targeted.RECIPE.epochs
+    assert values["intended_curve"][-1] == pytest.approx(np.mean(ends), rel=1e-4)
+    lines = (folder / "setups/s1/victims/gradient-matching/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["success"] for line in lines]
+    assert values["success_epochs"] == pytest.approx(np.mean(rows, axis=0))
 
 
 def _like():

@@ -38,6 +38,8 @@ def result(number):
             "peak": [0.9, 0.9],
             "train": [1.0, 1.0],
             "curve": [0.5, 0.85],
+            "success_epochs": [0.25, 0.75],
+            "intended_curve": [wanted / 2, wanted],
             "confusion": [[8, 1, 1], [0, 9, 1], [0, 0, 0]],
         }
 
@@ -76,6 +78,9 @@ def test_an_entry_has_means_over_setups_and_counts_over_victims():
     assert entry["intended_probability"]["values"] == pytest.approx([0.7, 0.9, 0.5])
     assert entry["success_rate"]["values"] == [1.0, 1.0, 0.0]
     assert entry["success_count"] == {"hits": 4, "trials": 6}
+    assert entry["success_over_epochs"]["values"] == [0.5] * 3
+    assert entry["intended_curve"] == pytest.approx([0.35, 0.7])
+    assert "intended_curve" not in record()["arms"]["net/clean"]
     spread = 4.302653 * np.std([0.7, 0.9, 0.5], ddof=1) / np.sqrt(3)
     assert entry["intended_probability"]["low"] == pytest.approx(0.7 - spread, rel=1e-5)
     assert entry["poison"]["measured"] == 0.062 and entry["poison"]["psnr"] == 21.0
