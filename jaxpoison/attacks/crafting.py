@@ -19,9 +19,19 @@ from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.attacks.update_rules import REFERENCE_BATCH, RULES, check_channels, update_rule
 from jaxpoison.data.augment import Augmentation
 from jaxpoison.ensemble import over_ensemble, over_networks
-from jaxpoison.hypergrad import at_surrogate
+from jaxpoison.hypergrad import Moving, at_surrogate, moving_surrogate
+from jaxpoison.hypergrad.moving_surrogate import RETRAIN_ON
 from jaxpoison.perturb import Budget, at_clean, per_sample
-from jaxpoison.types import Attack, Hypergrad, InputError, Objective, Perturbation, Victim
+from jaxpoison.types import (
+    Attack,
+    Hypergrad,
+    InputError,
+    Objective,
+    Perturbation,
+    TrainState,
+    Victim,
+)
+from jaxpoison.victims import Recipe
 
 __all__ = ["POLYTOPE_BENCHMARK", "WITCHES_BREW", "Crafting", "Networks", "craft"]
 
@@ -55,6 +65,9 @@ class Crafting:
         does so after the first step only).
       augment: of the poisons at every step, (key, image) -> image; None for none.
       full_data: as in `hypergrad.at_surrogate`.
+      retrain: recipe of one epoch that every surrogate trains between two steps, see
+        `hypergrad.moving_surrogate`; None for surrogates that stand still.
+      retrain_on: "poisoned", the training set with the poisons of that step, or "clean".
       score: what `best_of` chooses among restarts by: "last", the outer loss of the last step, on
         its one draw of augmentation and before the update, as the paper's code does; or "averaged",
         the mean loss of the final delta over `score_draws` draws, the same for all restarts. It is
@@ -78,6 +91,8 @@ class Crafting:
     init: Any = "normal"
     augment: Augmentation | None = None
     full_data: bool = False
+    retrain: Recipe | None = None
+    retrain_on: str = "poisoned"
     score: str = "last"
     score_draws: int = 16
 
@@ -89,6 +104,7 @@ class Crafting:
             raise InputError("std is empty; it must have one number, or one per channel")
         for std in self.std:
             check.positive(std=std)
+        check.one_of(RETRAIN_ON, retrain_on=self.retrain_on)
         check.one_of(SCORES, score=self.score)
         check.at_least(1, score_draws=self.score_draws)
         if not callable(self.init):
@@ -133,7 +149,7 @@ def craft(
       victim: the surrogate network, or n of them: surrogate k of `crafting.ensemble` is of network
         k mod n. `scenario.aux` holds trained `Variables`: of one surrogate as they are; of K of one
         network stacked on a leading axis; of n networks a tuple with one entry per network, each
-        stacked over its surrogates.
+        stacked over its surrogates. With `crafting.retrain` TrainStates will do too.
       objective: of a network.
       eps: L-infinity radius, pixel units (8/255).
       crafting: settings of the loop.
@@ -151,20 +167,22 @@ def craft(
             "needs at least one"
         )
     space = per_sample(Budget("linf", eps), init=_initial(crafting))
-    still = _estimator(networks, objective, space, crafting)
-    hypergrad = still
-    if clean_gradient:
-        hypergrad = _estimator(networks, objective, at_clean(space), crafting)
+    of = at_clean(space) if clean_gradient else space
+    hypergrad = _estimator(networks, objective, of, crafting)
+    standing = dataclasses.replace(crafting, retrain=None)
+    still = _estimator(networks, objective, space, standing)
     attack = bilevel(space, hypergrad, crafting.update_rule(eps))
 
     def init(key, scenario):
-        _check_aux(networks, crafting.ensemble, scenario.aux)
+        _check_aux(networks, crafting, scenario.aux)
         return attack.init(key, scenario)
 
     def score(state, scenario):
+        phi = _standing(state.phi)
+
         def loss(number):
             key = jax.random.fold_in(jax.random.key(SCORE_SEED), number)
-            return still.estimate(key, state.theta, state.phi, scenario)[2]
+            return still.estimate(key, state.theta, phi, scenario)[2]
 
         return jnp.mean(lax.map(loss, jnp.arange(crafting.score_draws)))
 
@@ -179,16 +197,7 @@ def _estimator(
     crafting: Crafting,
 ) -> Hypergrad:
     """The gradient of one surrogate, or the mean over several."""
-    singles = [
-        at_surrogate(
-            objective(network),
-            space,
-            batch_size=crafting.batch_size,
-            augment=crafting.augment,
-            full_data=crafting.full_data,
-        )
-        for network in networks
-    ]
+    singles = [_single(network, objective(network), space, crafting) for network in networks]
     num, mesh = crafting.ensemble, crafting.mesh
     if len(networks) > 1:
         return over_networks(singles, num, shared=True, mesh=mesh)
@@ -197,16 +206,49 @@ def _estimator(
     return singles[0]
 
 
-def _check_aux(networks: Sequence[Victim], num: int, aux: Any) -> None:
+def _single(
+    network: Victim, objective: Objective, space: Perturbation, crafting: Crafting
+) -> Hypergrad:
+    how: dict[str, Any] = {
+        "batch_size": crafting.batch_size,
+        "augment": crafting.augment,
+        "full_data": crafting.full_data,
+    }
+    if crafting.retrain is None:
+        return at_surrogate(objective, space, **how)
+    on = crafting.retrain_on
+    return moving_surrogate(objective, space, network, crafting.retrain, on=on, **how)
+
+
+def _standing(phi: Any) -> Any:
+    """What `at_surrogate` has in the place of surrogates in training."""
+    moving = jax.tree.leaves(phi, is_leaf=_is_moving)
+    if not any(map(_is_moving, moving)):
+        return phi
+    return jax.tree.map(lambda one: one.standing, phi, is_leaf=_is_moving)
+
+
+def _is_moving(x: Any) -> bool:
+    return isinstance(x, Moving)
+
+
+def _check_aux(networks: Sequence[Victim], crafting: Crafting, aux: Any) -> None:
     """An `InputError` unless aux is as `craft` says; `at_surrogate` has a line for an empty one."""
+    num = crafting.ensemble
+
+    def variables(one):
+        begun = crafting.retrain is not None and isinstance(one, TrainState)
+        return one.variables if begun else one
+
     if not jax.tree.leaves(aux):
         return
     if len(networks) == 1:
-        return _check_variables(networks[0], num if num > 1 else None, aux, "scenario.aux")
-    if type(aux) is tuple and len(aux) == len(networks):  # over_networks has a line for others
+        members = num if num > 1 else None
+        _check_variables(networks[0], members, variables(aux), "scenario.aux")
+    elif type(aux) is tuple and len(aux) == len(networks):  # over_networks has a line for others
         for i, (network, one) in enumerate(zip(networks, aux, strict=True)):
             members = len(range(i, num, len(networks)))
-            _check_variables(network, members, one, f"scenario.aux[{i}]")
+            _check_variables(network, members, variables(one), f"scenario.aux[{i}]")
 
 
 def _check_variables(network: Victim, members: int | None, aux: Any, name: str) -> None:

@@ -9,6 +9,7 @@ from jaxpoison.hypergrad.game import clean_batch, generator_game
 from jaxpoison.hypergrad.hidden import hidden
 from jaxpoison.hypergrad.matching import matching
 from jaxpoison.hypergrad.minibatch import minibatches
+from jaxpoison.hypergrad.moving_surrogate import Moving, moving_surrogate
 from jaxpoison.hypergrad.one_step import one_step, through_step
 from jaxpoison.hypergrad.problem import poisoned_training, rowwise_loss
 from jaxpoison.hypergrad.surrogate import Aimed, at_surrogate
@@ -17,6 +18,7 @@ from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
     "Aimed",
+    "Moving",
     "Surrogate",
     "adaptation",
     "along_training",
@@ -29,6 +31,7 @@ __all__ = [
     "hidden",
     "matching",
     "minibatches",
+    "moving_surrogate",
     "one_step",
     "poisoned_training",
     "rowwise_loss",
