@@ -2,6 +2,13 @@
 
 The experiment of the reference, section 19.2: airplane, bird, dog and frog, 150 images each; three
 convolutions without BatchNorm, 25 epochs; 30 poisons (5 %), eps 32/255, 120 steps, no augmentation.
+
+Measured on 2 CPU cores, 21 November 2026, jax 0.10.2, ten setups: surrogate accuracy 0.59 and 0.60;
+B from 0.08 .. 1.54 at the start to 0.003 .. 0.070, at most 0.26 of its start (sign noise 0.07 ..
+1.58); after one step the target's loss is below that after noise in 9 of 10, below noise and clean
+in 8 (clean images of the wanted class are a strong control: B 0.07 .. 1.43). Setup 0: B 0.365 to
+0.033 (pgd), 0.028 (mom_pgd), 0.028 (adam); SE 15.6 to 2.0, scalar_product -4.9 to -42.7,
+similarity-narrow 0.64 to 0.05; two surrogates matched together, 0.030 and 0.012 (noise 0.44, 1.24).
 """
 
 import functools

@@ -31,9 +31,11 @@ def test_of_two_images_mixup_always_takes_the_other():
 
 
 def test_cutmix_pastes_one_box_of_the_stated_share():
-    mixed = [cutmix(probability=1.0)(jax.random.key(seed), IMAGE) for seed in range(20)]
+    mix = jax.vmap(lambda key: cutmix(probability=1.0)(key, IMAGE))
+    mixed = jax.jit(mix)(jax.random.split(jax.random.key(0), 20))
     areas = []
-    for one in mixed:
+    for i in range(20):
+        one = jax.tree.map(lambda x, i=i: x[i], mixed)
         other = np.asarray(IMAGE)[one.rows[1]]
         moved = one.rows[1] != np.arange(NUM)
         pasted = (np.asarray(one.image) == other)[np.asarray(moved)].all(axis=(0, 3))

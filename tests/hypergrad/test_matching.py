@@ -1,6 +1,7 @@
 """Gradient matching against hand formulas, PyTorch's double backward, differences in float64."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -134,24 +135,24 @@ def numpy_gradients(variables, image, label):
     return [at_v / len(label), at_w / len(label)]
 
 
-def evaluator(scenario, *, victim=None, key=KEY, **options):
-    """Images of the poisons -> (B, dB/dx), compiled."""
-    victim, hide = victim or smooth()[0], options.pop("hide", None)
-    objective = matching(victim, **options)
+@functools.cache
+def compiled(victim, hide, options):
+    """(scenario, images of the poisons) -> (B, dB/dx)."""
+    objective = matching(victim, **dict(options))
     objective = objective if hide is None else hidden(objective, victim, weight=hide)
 
     @jax.jit
     def both(scenario, image):
         aim = objective.aim(KEY, scenario.aux, scenario)
         batch = batch_of(scenario, image)
-        return objective.value_and_grad(key, scenario.aux, aim, batch, scenario)
+        return objective.value_and_grad(KEY, scenario.aux, aim, batch, scenario)
 
-    return lambda image: both(scenario, image)
+    return both
 
 
-def evaluate(scenario, image=None, **options):
+def evaluate(scenario, image=None, *, victim=None, hide=None, **options):
     image = scenario.train.image[scenario.index] if image is None else image
-    return evaluator(scenario, **options)(image)
+    return compiled(victim or smooth()[0], hide, tuple(options.items()))(scenario, image)
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,10 @@ VARIANTS = {
 def test_the_image_gradient_is_central_differences(x64, name):
     _, _, data = smooth()
     image = data.train.image[data.index]
-    both = evaluator(data, **VARIANTS[name])
-    _, gradient = both(image)
-    expected = oracles.central_differences(lambda x: both(x)[0], np.asarray(image))
+    _, gradient = evaluate(data, image, **VARIANTS[name])
+    expected = oracles.central_differences(
+        lambda x: evaluate(data, x, **VARIANTS[name])[0], np.asarray(image)
+    )
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
 
@@ -420,37 +422,23 @@ def test_a_bfloat16_network_keeps_everything_else_in_float32():
 # --- batches -------------------------------------------------------------------------------------
 
 
-def halves(scenario):
-    return [scenario._replace(index=rows) for rows in jnp.split(scenario.index, [3])]
-
-
-def test_two_batches_are_two_matchings_in_fixed_order(x64):
+def test_every_batch_is_a_matching_of_its_own_in_fixed_order(x64):
+    """5 poisons by twos: two batches through the loop, then one of a single image."""
     victim, _, data = smooth()
     space = per_sample(Budget("linf", 0.1))
     theta = jnp.asarray(np.random.RandomState(0).uniform(-0.1, 0.1, (5, 3, 3, 1)))
-    hypergrad = at_surrogate(matching(victim), space, batch_size=3)
+    hypergrad = at_surrogate(matching(victim), space, batch_size=2)
     phi = hypergrad.init(KEY, data)
     gradient, after, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, data)
     values, parts = [], []
-    for part, delta in zip(halves(data), jnp.split(theta, [3]), strict=True):
-        value, slope = evaluate(part, part.train.image[part.index] + delta)
+    for rows, delta in zip(*(jnp.split(x, [2, 4]) for x in (data.index, theta)), strict=True):
+        part = data._replace(index=rows)
+        value, slope = evaluate(part, part.train.image[rows] + delta)
         values.append(value)
         parts.append(slope)
     np.testing.assert_allclose(gradient, jnp.concatenate(parts), rtol=1e-9)
     np.testing.assert_allclose(loss, np.mean(values), rtol=1e-12)
     jax.tree.map(np.testing.assert_array_equal, after, phi)
-
-
-def test_many_batches_are_the_same_batches(x64):
-    """Through the loop: batches of one, each of them a matching of a single image."""
-    victim, _, data = smooth()
-    hypergrad = at_surrogate(matching(victim), per_sample(Budget("linf", 0.1)), batch_size=1)
-    theta = jnp.zeros((5, 3, 3, 1))
-    phi = hypergrad.init(KEY, data)
-    gradient, _, loss = jax.jit(hypergrad.estimate)(KEY, theta, phi, data)
-    single = [evaluate(data._replace(index=data.index[i : i + 1])) for i in range(5)]
-    np.testing.assert_allclose(gradient, jnp.concatenate([g for _, g in single]), rtol=1e-9)
-    np.testing.assert_allclose(loss, np.mean([v for v, _ in single]), rtol=1e-12)
 
 
 def test_full_data_reads_clean_images_with_the_poisons(x64):
@@ -472,22 +460,23 @@ def test_full_data_reads_clean_images_with_the_poisons(x64):
 
 
 def test_full_data_shuffles_and_leaves_batches_without_a_poison_out_of_the_loss(x64):
-    victim, _, data = smooth()
-    one = data._replace(index=jnp.array([6]))
-    hypergrad = at_surrogate(
-        matching(victim), per_sample(Budget("linf", 0.1)), batch_size=1, full_data=True
-    )
+    """One poison, batches of 4: the loss is that of the one batch, whatever three are with it."""
+    victim, variables, data = smooth()
+    one = data._replace(index=jnp.array([6], jnp.int32))
+    space = per_sample(Budget("linf", 0.1))
+    hypergrad = at_surrogate(matching(victim), space, batch_size=4, full_data=True)
     phi = hypergrad.init(KEY, one)
-    _, _, loss = jax.jit(hypergrad.estimate)(KEY, jnp.zeros((1, 3, 3, 1)), phi, one)
-    np.testing.assert_allclose(loss, evaluate(one)[0], rtol=1e-10)
-    wide = at_surrogate(
-        matching(victim), per_sample(Budget("linf", 0.1)), batch_size=4, full_data=True
-    )
-    losses = [
-        jax.jit(wide.estimate)(jax.random.key(k), jnp.zeros((1, 3, 3, 1)), phi, one)[2]
-        for k in range(3)
+    estimate = jax.jit(hypergrad.estimate)
+    theta, t = jnp.zeros((1, 3, 3, 1)), numpy_gradients(variables, *data.goal)
+    possible = [
+        float(FORMULAS["similarity"](t, numpy_gradients(variables, *batch), None))
+        for others in itertools.combinations([0, 1, 2, 3, 4, 5, 7], 3)
+        for batch in [jax.tree.map(lambda x, rows=(6, *others): x[np.array(rows)], data.train)]
     ]
-    assert len({float(x) for x in losses}) > 1
+    losses = [float(estimate(jax.random.key(k), theta, phi, one)[2]) for k in range(3)]
+    for loss in losses:
+        assert np.abs(np.array(possible) - loss).min() < 1e-10
+    assert len(set(losses)) > 1
 
 
 # --- bad input -----------------------------------------------------------------------------------
