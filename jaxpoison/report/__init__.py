@@ -15,6 +15,7 @@ from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.sweeps import sweep
 from jaxpoison.report.targeted_config import TargetedConfig
 from jaxpoison.report.targeted_job import targeted_job
+from jaxpoison.report.targeted_record import mean_over_victims
 
 __all__ = [
     "Applied",
@@ -36,6 +37,7 @@ __all__ = [
     "command_line",
     "control",
     "main_job",
+    "mean_over_victims",
     "permuted",
     "published",
     "shares",

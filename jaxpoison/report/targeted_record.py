@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxpoison.victims import interval, mcnemar, paired
+from jaxpoison.types import InputError
+from jaxpoison.victims import Interval, interval, mcnemar, paired
 
-__all__ = ["arm_entry", "comparisons", "poison_entry"]
+__all__ = ["arm_entry", "comparisons", "mean_over_victims", "poison_entry"]
 
 _RATES = {
     "final_accuracy": "accuracy",
@@ -131,3 +132,27 @@ def _compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def mean_over_victims(record: Mapping[str, Any], arm: str, victims: Sequence[str]) -> Interval:
+    """The success rate of an arm, in each setup the mean over several victims.
+
+    The black-box score of the public benchmark is that of its two networks that the attacker does
+    not have (Schwarzschild et al. 2021).
+
+    Args:
+      record: of a targeted run, as `targeted_job` returns it.
+      arm: of the training set.
+      victims: names, at least one.
+
+    Returns: an interval over setups.
+    Raises: InputError for no victim, or an arm or victim that the record does not have.
+    """
+    names = [f"{victim}/{arm}".removeprefix("/") for victim in victims]
+    if not names:
+        raise InputError("there are no victims; name at least one")
+    for name in names:
+        if name not in record["arms"]:
+            raise InputError(f"the record has no {name!r}; it has {', '.join(record['arms'])}")
+    rates = [record["arms"][name]["success_rate"]["values"] for name in names]
+    return interval(np.mean(rates, axis=0))

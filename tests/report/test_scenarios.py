@@ -10,7 +10,7 @@ import pytest
 import jaxpoison as jp
 from jaxpoison import checkpoint
 from jaxpoison.attacks.crafting import Crafting
-from jaxpoison.report import Trainee, arm, control
+from jaxpoison.report import Trainee, arm, control, mean_over_victims
 from jaxpoison.types import InputError, TrainState
 from jaxpoison.victims import recipes, transfer
 from tests.report import small_job, small_targeted
@@ -115,3 +115,15 @@ def test_what_cannot_start_ends_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"before its last layer an array is \(5,\), not \(6,\)"):
         run(tmp_path, "linear", STILL, transfer("linear", pretrained(8, hidden=5)))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_black_box_score_is_the_mean_of_the_networks_setup_by_setup():
+    rates = {"a/x": [0.0, 1.0, 0.5], "b/x": [1.0, 1.0, 0.0], "a/clean": [0.0, 0.0, 0.0]}
+    record = {"arms": {k: {"success_rate": {"values": v}} for k, v in rates.items()}}
+    score = mean_over_victims(record, "x", ["a", "b"])
+    assert score.values == [0.5, 1.0, 0.25]
+    assert score.mean == pytest.approx(7 / 12) and score.low < 7 / 12 < score.high
+    with pytest.raises(InputError, match="the record has no 'b/clean'; it has a/x, b/x, a/clean"):
+        mean_over_victims(record, "clean", ["a", "b"])
+    with pytest.raises(InputError, match="there are no victims"):
+        mean_over_victims(record, "x", [])
