@@ -141,6 +141,8 @@ def run_setup(
             arms[entry] = _retrain(work, entry, victim, trainee, setup, field, dataset, victim_key)
     result = {"name": setup.name, "poisons": poisons, "arms": arms}
     hosts.first(lambda: checkpoint.write_json(work.folder / "result.json", result))
+    for path in (work.folder / "surrogates").glob("*/checkpoints"):
+        _forget(work, f"surrogates/{path.parent.name}", field)
     return result
 
 

@@ -97,8 +97,16 @@ def print_record(record: dict[str, Any], console: Console) -> None:
         "setups; in %, mean [95 % interval] over setups"
     )
     against = Text("differences in percentage points, tested setup by setup")
-    parts = [title, table(record), against, comparison_table(record)]
+    parts = [title, table(record), against, comparison_table(record), *_crafting(record)]
     tables.print_parts(record, parts, console)
+
+
+def _crafting(record: dict[str, Any]) -> list[Text]:
+    """What crafting took: of several victims it is in no row of the table."""
+    arms = dict.fromkeys(tables.split_name(*item)[1] for item in record["arms"].items())
+    took = {arm: record["seconds"].get(f"craft {arm}") for arm in arms}
+    shown = ", ".join(f"{arm} {seconds:.1f}" for arm, seconds in took.items() if seconds)
+    return [Text(f"seconds of crafting, all setups: {shown}")] if shown else []
 
 
 WORDS = {

@@ -46,6 +46,10 @@ def test_a_record_has_values_per_setup_and_victim(finished):
         assert (entry["poison"] is None) == (name == "clean")
         # 23 of 24 test images are left, for two victims of two setups.
         assert np.sum(entry["confusion"]) == 2 * 2 * 23
+    assert {"craft gradient-matching", "victims gradient-matching"} <= record["seconds"].keys()
+    parts = json.loads((folder / "seconds.json").read_text())["parts"]
+    both = [parts[f"setups/{name}//craft gradient-matching"] for name in ("s0", "s1")]
+    assert record["seconds"]["craft gradient-matching"] == pytest.approx(sum(both), abs=1e-3)
     losses = [one["outer_loss"] for one in record["arms"]["gradient-matching"]["setups"]]
     assert all(loss["last"] < loss["first"] for loss in losses)
     assert {one["outer_loss"] for one in record["arms"]["random-noise"]["setups"]} == {None}
@@ -107,7 +111,7 @@ def test_a_poison_folder_has_the_changed_rows_in_the_drawn_order(finished):
         assert 0 < change.max() <= 255 * small_targeted.EPS + 1e-6
 
 
-def test_a_finished_run_computes_nothing_and_overwrite_all(finished, monkeypatch, tmp_path, capsys):
+def test_a_finished_run_computes_nothing(finished, monkeypatch, capsys):
     folder, record = finished
     before = files(folder)
     monkeypatch.setattr(jp.loops, "run_chunks", lambda *args, **options: pytest.fail("computed"))
@@ -135,33 +139,35 @@ class Died(BaseException):
     """As if the process were killed: nothing catches it."""
 
 
-@pytest.mark.parametrize(
-    "place", ["s1/craft/gradient-matching", "s1/victims/random-noise"], ids=["craft", "victims"]
-)
-def test_a_killed_run_goes_on_in_the_part_it_was_in(finished, tmp_path, place, monkeypatch):
+def test_a_killed_run_goes_on_in_the_part_it_was_in(finished, tmp_path, monkeypatch):
     """And ends with the same poisons and the same numbers; finished parts are not touched."""
     folder, record = finished
     here, before = tmp_path / FOLDER, Book.record
     chunks = functools.partial(jp.loops.run_chunks, save_every=1)
     monkeypatch.setattr(jp.loops, "run_chunks", chunks)
-    started, alive = [], []
+    deadly, done = ["setups/s1/craft/gradient-matching", "setups/s1/victims/random-noise"], []
 
     def note(book, start, rows):
         before(book, start, rows)
-        if book.folder.as_posix().endswith(place) and start == 1 and not alive:
+        part = book.folder.relative_to(here).as_posix()
+        if part in deadly and start == 1:
+            deadly.remove(part)
             raise Died
-        started.append((book.folder.relative_to(here).as_posix(), start))
+        done.append((part, start))
 
     monkeypatch.setattr(Book, "record", note)
-    with pytest.raises(Died):
-        small_targeted.run(tmp_path)
-    assert (here / f"setups/{place}/checkpoints").exists()
-    assert not (here / "setups/s0/victims/gradient-matching/checkpoints").exists()
-    stands = {p: p.stat().st_mtime_ns for p in here.rglob("s0/**/*") if p.is_file()}
-    started, alive = [], [True]
+    # Noise comes before matching, so its victims are where the first run ends.
+    for part in ("setups/s1/victims/random-noise", "setups/s1/craft/gradient-matching"):
+        with pytest.raises(Died):
+            small_targeted.run(tmp_path)
+        assert (here / part / "checkpoints").exists()
+        assert not (here / "setups/s0/victims/gradient-matching/checkpoints").exists()
+        stands = {p: p.stat().st_mtime_ns for p in here.rglob("s0/**/*") if p.is_file()}
+        done.clear()
+        last = part
     again = small_targeted.run(tmp_path)
     assert all(p.stat().st_mtime_ns == then for p, then in stands.items())
-    assert started[0] == (f"setups/{place}", 1)  # from the checkpoint after its first step
+    assert done[0] == (last, 1)  # from the checkpoint after its first step
     assert not list(here.rglob("setups/*/victims/*/checkpoints"))
     for name, entry in record["arms"].items():
         assert again["arms"][name]["setups"] == entry["setups"]
@@ -261,14 +267,15 @@ def knows_two(*, eps):
     return noise._replace(step=step)
 
 
-def test_two_victims_and_surrogates_of_two_networks(tmp_path, quick_compile):
+def test_two_victims_and_fresh_surrogates_of_two_networks_and_two_targets(tmp_path, quick_compile):
     trainees = [Trainee(net, small_targeted.RECIPE) for net in
                 (small_targeted.MLP, small_targeted.LINEAR, small_targeted.MLP)]  # fmt: skip
     noise = arm(knows_two, eps=0.2, budget=small_targeted.BUDGET, expect="-")
     record = small_targeted.run(
         tmp_path,
-        setups=[small_targeted.setup(0)],
+        setups=[_two_targets()],
         surrogates=trainees,
+        fresh_surrogates=True,
         victims={"mlp": trainees[0], "linear": trainees[1]},
         arms={"random-noise": noise},
         main="random-noise",
@@ -279,7 +286,19 @@ def test_two_victims_and_surrogates_of_two_networks(tmp_path, quick_compile):
     assert [(row["victim"], row["b"]) for row in record["comparisons"]] == (
         [("mlp", "clean")] * 3 + [("linear", "clean")] * 3
     )
-    assert record["arms"]["linear/clean"]["success_rate"]["low"] is None  # one setup
+    entry = record["arms"]["linear/clean"]
+    assert entry["success_rate"]["low"] is None  # one setup
+    assert entry["success_count"]["trials"] == 2 * 2 and np.sum(entry["confusion"]) == 2 * 22
+    own = tmp_path / FOLDER / "setups/s0"
+    assert poisoned.read(own / "poison/random-noise").manifest.extra["targets"]["rows"] == [0, 3]
+    assert {p.parent.name for p in own.glob("surrogates/*/metrics.jsonl")} == {"0", "1"}
+    assert not (tmp_path / FOLDER / "surrogates").exists()
+    assert not list(own.rglob("checkpoints"))
+
+
+def _two_targets():
+    true = np.asarray(small_job.split().test.label)[[0, 3]]
+    return small_targeted.setup(0, target_rows=np.array([0, 3]), true=true, wanted=(true + 1) % 3)
 
 
 def test_the_poison_exports_to_the_benchmark_in_the_drawn_order(finished, tmp_path, monkeypatch):

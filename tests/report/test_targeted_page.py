@@ -109,6 +109,7 @@ def test_the_terminal_shows_both_tables():
     targeted_tables.print_record(record(), Console(file=out, width=160))
     shown = out.getvalue()
     assert "2 victims of each of 3 setups" in shown
+    assert "seconds of crafting, all setups: gradient-matching 3.0" in shown
     assert "4 of 6" in shown and "0.8 -> 0.3" in shown and "70.0 [" in shown
     assert "net: gradient-matching - clean" in shown and "+50.0 [" in shown and "0.125" in shown
 
