@@ -41,7 +41,8 @@ def over_ensemble(
 
     With a mesh each device computes M / (axis size) members under `jax.shard_map`, then all gather
     the gradients and add them up in the order of the members: the same bits on every number of
-    devices. Restarts may be mapped around it; under `over_devices` members are mapped instead.
+    devices. Restarts may be mapped around it (`over_restarts`); under `over_devices` members are
+    mapped.
 
     Args:
       hypergrad: the estimator of one member.
@@ -56,7 +57,8 @@ def over_ensemble(
 
     Returns: a Hypergrad whose phi has a leading axis M.
     Raises: InputError for num < 1, chunk < 1, a mesh without the axis, or num not divisible by its
-      size; at init if `scenario.aux` is not stacked over M members.
+      size; at init if `scenario.aux` is not stacked over M members; on tracing, for a mesh under
+      `over_devices`.
     """
     check.one_of((None, 0), aux_axis=aux_axis)
     check.at_least(1, num=num)
@@ -211,6 +213,11 @@ def _spread(body, setting: _Setting, out_specs):
         return body
 
     def spread(mapped, *rest):
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            raise InputError(
+                "members over devices inside restarts over devices; spread one and map the other: "
+                "over_restarts, or an ensemble without a mesh"
+            )
         specs = (P(setting.axis), *(P() for _ in rest))
         return jax.shard_map(
             body, mesh=setting.mesh, in_specs=specs, out_specs=out_specs, check_vma=False

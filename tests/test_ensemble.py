@@ -150,6 +150,12 @@ def test_restarts_and_members_share_the_devices_as_one_likes():
     assert not np.array_equal(mapped[0][0], mapped[0][1])
 
 
+def test_only_one_of_restarts_and_members_is_spread():
+    mesh = jp.device_mesh(2, axis="member")
+    with pytest.raises(InputError, match="^members over devices inside restarts over devices; "):
+        crafted(lambda a: jp.over_devices(a, jp.device_mesh(2), 2), mesh=mesh)
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
