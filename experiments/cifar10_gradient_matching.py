@@ -7,12 +7,12 @@ poisons; 8 victims of 40 epochs for each of the ten keys. The surrogate is share
 where the released code trains one for each key.
 Expected: about 90 % success (published: a third-party summary of the paper; the paper's own tables
 were not at hand), noise and clean near 0, clean accuracy unchanged; with --eps 0.0313726 clearly
-less. Setups are the paper's where rows stand in the order of CIFAR-10's python archive, as in
-cifar10-train.npz made of it; TFDS stores them shuffled, which gives other images of these classes.
+less. Setups are the paper's where rows stand in the order of CIFAR-10's python archive; TFDS may
+store them shuffled, which gives other images of these classes.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
 Device: one accelerator, estimated 2 hours (a setup: a minute to craft, 16 victims of 40 seconds);
 --num-setups 2 --victims 2: estimated 10 minutes. --scale small shows the effect on a CPU, estimated
-5 minutes, and reproduces nothing.
+6 minutes, and reproduces nothing.
 
     python -m experiments.cifar10_gradient_matching --data-dir DATA_DIR --dtype bfloat16
 """

@@ -18,7 +18,7 @@ order of rows see experiments.cifar10_gradient_matching.
 Device: one accelerator, estimated 8 hours, nearly all for victims, and 3 for every key with
 metapoison on ResNet-18; --num-setups 3 --victims 2 --methods gradient-matching
 metapoison-at-surrogate mean-feature-collision watermark: estimated 40 minutes. --scale small shows
-them on a CPU, estimated 20 minutes, and reproduces nothing.
+them on a CPU, estimated 25 minutes, and reproduces nothing.
 
     python -m experiments.cifar10_method_comparison --data-dir DATA_DIR --dtype bfloat16
 """

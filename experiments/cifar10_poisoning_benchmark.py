@@ -8,14 +8,14 @@ MobileNetV2 20. So success on ResNet-18 is to lie within 35 to 55 % of 100 setup
 in turn, batches of 128 poisons and tau 0.5 (the configurations of the attack's authors). Surrogates
 are trained by their recipe, victims by the benchmark's (200 epochs; PureGen's shorter ones had 80),
 one victim per setup.
---benchmark PATH holds the setups: cifar10_from_scratch.pickle of github.com/aks2203/
-poisoning-benchmark (which is read without being run), or the same as .npz. Its rows count in the
-order of CIFAR-10's python archive; data in another order, as TFDS stores them, are refused.
+--benchmark PATH holds the setups: cifar10_from_scratch.pickle (read without being run) of
+github.com/aks2203/poisoning-benchmark, or the same as .npz. Its rows count in the order of
+CIFAR-10's python archive; data in another order, as TFDS may store them, are refused.
 Data: cifar10-train.npz and cifar10-test.npz with arrays image and label, in that order.
 Device: one accelerator, estimated 14 minutes a setup with three victims on poison and noise, so 23
 hours, half of it with --no-noise; --num-setups 20 --networks resnet18 --epochs 80 --no-noise:
 estimated 45 minutes. --first 20 --num-setups 20 --name second runs the next twenty. --scale small
-runs it on a CPU with setups of its own, estimated 5 minutes, and reproduces nothing.
+runs it on a CPU with setups of its own, estimated 6 minutes, and reproduces nothing.
 
     python -m experiments.cifar10_poisoning_benchmark --data-dir DATA_DIR --benchmark PATH
 """
