@@ -293,3 +293,49 @@ def test_the_benchmark_takes_steps_of_004_in_units_of_std():
     state, _ = jp.run(attack, KEY, data, num_steps=1)
     moved = np.abs(np.asarray(state.theta)).max(axis=(1, 2, 3))
     assert moved.max() == pytest.approx(0.04 * 0.2, rel=1e-3)
+
+
+def collide(**options):
+    return jp.attacks.feature_collision(linear_victim(), **{"eps": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (collide, {"eps": 8}, "eps = 8 looks like grey levels; write 8/255"),
+        (collide, {"beta": -0.1}, "beta = -0.1; it must be a finite number at least 0"),
+        (collide, {"steps": 0}, "steps = 0; it must be at least 1"),
+        (collide, {"step_size": 0.0}, "step_size = 0.0; it must be a finite number above 0"),
+        (collide, {"opacity": 1.5}, "opacity = 1.5; it must be a number at least 0 and at most 1"),
+        (collide, {"tolerance": -1.0}, "tolerance = -1.0; it must be a finite number at least 0"),
+        (collide, {"batch_size": 0}, "batch_size = 0; it must be at least 1"),
+        (jp.attacks.watermark, {"eps": 16}, "eps = 16 looks like grey levels; write 16/255"),
+        (
+            jp.attacks.watermark,
+            {"eps": 0.1, "std": 0.0},
+            "std = 0.0; it must be a finite number above 0",
+        ),
+        (
+            jp.attacks.watermark,
+            {"eps": 0.1, "std": (0.2, -0.2, 0.2)},
+            "std[1] = -0.2; it must be a finite number above 0",
+        ),
+    ],
+)
+def test_a_bad_setting_is_one_line(make, options, message):
+    with pytest.raises(jp.InputError) as caught:
+        make(**options)
+    assert str(caught.value) == message
+
+
+def test_a_scenario_that_cannot_be_used_is_one_line():
+    data = scenario(linear_victim())
+    empty = data._replace(index=jnp.zeros(0, jnp.int32))
+    factories = (collide(), jp.attacks.watermark(eps=0.1))
+    for attack in factories:
+        with pytest.raises(jp.InputError, match="^scenario.index is empty; it must name the rows"):
+            attack.init(KEY, empty)
+    with pytest.raises(jp.InputError, match="^scenario.aux is empty; it must be the trained"):
+        factories[0].init(KEY, data._replace(aux=()))
+    with pytest.raises(jp.InputError, match="^std has 2 numbers for images of 1 channels$"):
+        jp.attacks.watermark(eps=0.1, std=(0.2, 0.2)).init(KEY, data)
