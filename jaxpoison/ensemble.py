@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpoison import check, over
 from jaxpoison.types import Hypergrad, InputError
 
-__all__ = ["over_ensemble", "over_networks"]
+__all__ = ["over_ensemble", "over_networks", "per_network"]
 
 PyTree = Any
 
@@ -109,15 +109,7 @@ def over_networks(
 
     def own(scenario):
         """The scenario of each network."""
-        aux = scenario.aux
-        plain = type(aux) is tuple  # Variables are a tuple too
-        if not plain or len(aux) != kinds:
-            found = f"{len(aux)} entries" if plain else type(aux).__name__
-            raise InputError(
-                f"scenario.aux is {found}; it must be a tuple of {kinds} entries, one per network, "
-                "each stacked over its members"
-            )
-        return [scenario._replace(aux=one) for one in aux]
+        return [scenario._replace(aux=one) for one in per_network(scenario.aux, kinds)]
 
     def init(key, scenario):
         return tuple(g.init(key, one) for g, one in zip(groups, own(scenario), strict=True))
@@ -133,6 +125,18 @@ def over_networks(
         return mean, tuple(phis), jnp.mean(jnp.concatenate(losses))
 
     return Hypergrad(init, estimate)
+
+
+def per_network(aux: PyTree, kinds: int) -> tuple[PyTree, ...]:
+    """What `scenario.aux` of several networks is, one entry per network; else an `InputError`."""
+    plain = type(aux) is tuple  # Variables are a tuple too
+    if not plain or len(aux) != kinds:
+        found = f"{len(aux)} entries" if plain else type(aux).__name__
+        raise InputError(
+            f"scenario.aux is {found}; it must be a tuple of {kinds} entries, one per network, "
+            "each stacked over its members"
+        )
+    return aux
 
 
 class _Setting(NamedTuple):

@@ -18,7 +18,7 @@ from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
 from jaxpoison.attacks.update_rules import REFERENCE_BATCH, RULES, check_channels, update_rule
 from jaxpoison.data.augment import Augmentation
-from jaxpoison.ensemble import over_ensemble, over_networks
+from jaxpoison.ensemble import over_ensemble, over_networks, per_network
 from jaxpoison.hypergrad import Moving, at_surrogate, moving_surrogate
 from jaxpoison.hypergrad.moving_surrogate import RETRAIN_ON
 from jaxpoison.perturb import Budget, at_clean, per_sample
@@ -33,7 +33,15 @@ from jaxpoison.types import (
 )
 from jaxpoison.victims import Recipe
 
-__all__ = ["POLYTOPE_BENCHMARK", "WITCHES_BREW", "Crafting", "Networks", "craft"]
+__all__ = [
+    "POLYTOPE_BENCHMARK",
+    "WITCHES_BREW",
+    "Crafting",
+    "Networks",
+    "as_networks",
+    "check_aux",
+    "craft",
+]
 
 Networks = Victim | Sequence[Victim]
 """One surrogate network, or several."""
@@ -158,14 +166,7 @@ def craft(
     Returns: an Attack whose `num_steps` are `crafting.steps`.
     Raises: InputError for more networks than surrogates; at init for an `aux` of another form.
     """
-    networks = (victim,) if isinstance(victim, Victim) else tuple(victim)
-    if not networks:
-        raise InputError("there is no surrogate network; at least one is needed")
-    if crafting.ensemble < len(networks):
-        raise InputError(
-            f"ensemble = {crafting.ensemble} surrogates of {len(networks)} networks; each network "
-            "needs at least one"
-        )
+    networks = as_networks(victim, crafting.ensemble)
     space = per_sample(Budget("linf", eps), init=_initial(crafting))
     of = at_clean(space) if clean_gradient else space
     hypergrad = _estimator(networks, objective, of, crafting)
@@ -174,7 +175,7 @@ def craft(
     attack = bilevel(space, hypergrad, crafting.update_rule(eps))
 
     def init(key, scenario):
-        _check_aux(networks, crafting, scenario.aux)
+        check_aux(networks, crafting, scenario.aux)
         return attack.init(key, scenario)
 
     def score(state, scenario):
@@ -232,7 +233,20 @@ def _is_moving(x: Any) -> bool:
     return isinstance(x, Moving)
 
 
-def _check_aux(networks: Sequence[Victim], crafting: Crafting, aux: Any) -> None:
+def as_networks(victim: Networks, ensemble: int) -> tuple[Victim, ...]:
+    """The surrogate networks as a tuple; an `InputError` for none, or for more than surrogates."""
+    networks = (victim,) if isinstance(victim, Victim) else tuple(victim)
+    if not networks:
+        raise InputError("there is no surrogate network; at least one is needed")
+    if ensemble < len(networks):
+        raise InputError(
+            f"ensemble = {ensemble} surrogates of {len(networks)} networks; each network "
+            "needs at least one"
+        )
+    return networks
+
+
+def check_aux(networks: Sequence[Victim], crafting: Crafting, aux: Any) -> None:
     """An `InputError` unless aux is as `craft` says; `at_surrogate` has a line for an empty one."""
     num = crafting.ensemble
 
@@ -245,10 +259,10 @@ def _check_aux(networks: Sequence[Victim], crafting: Crafting, aux: Any) -> None
     if len(networks) == 1:
         members = num if num > 1 else None
         _check_variables(networks[0], members, variables(aux), "scenario.aux")
-    elif type(aux) is tuple and len(aux) == len(networks):  # over_networks has a line for others
-        for i, (network, one) in enumerate(zip(networks, aux, strict=True)):
-            members = len(range(i, num, len(networks)))
-            _check_variables(network, members, variables(one), f"scenario.aux[{i}]")
+        return
+    for i, (network, one) in enumerate(zip(networks, per_network(aux, len(networks)), strict=True)):
+        members = len(range(i, num, len(networks)))
+        _check_variables(network, members, variables(one), f"scenario.aux[{i}]")
 
 
 def _check_variables(network: Victim, members: int | None, aux: Any, name: str) -> None:

@@ -18,11 +18,11 @@ KEY = jax.random.key(0)
 SIDE, D = 3, 4
 
 
-def linear_victim():
+def linear_victim(size=D):
     """phi(x) = x A; its logits are not read."""
 
     def init(key):
-        return jp.types.Variables({"a": jax.random.normal(key, (SIDE * SIDE, D))}, {})
+        return jp.types.Variables({"a": jax.random.normal(key, (SIDE * SIDE, size))}, {})
 
     def features(variables, image):
         return image.reshape(image.shape[0], -1) @ variables.params["a"]
@@ -234,6 +234,29 @@ def test_collision_converges_to_the_closed_form(x64):
     np.testing.assert_allclose(poisoned.image[data.index].reshape(4, -1), best, atol=1e-6)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_surrogates_collide_as_one_with_all_features(several):
+    """Two of one network, or three of two: A of all side by side."""
+    sizes = (4, 2, 4) if several else (4, 4)
+    maps = [np.random.RandomState(k).randn(SIDE * SIDE, d) for k, d in enumerate(sizes)]
+    stacked = jp.types.Variables({"a": jnp.float32(np.stack(maps[::2] if several else maps))}, {})
+    networks, aux = linear_victim(), stacked
+    if several:
+        networks = (linear_victim(), linear_victim(2))
+        aux = (stacked, jp.types.Variables({"a": jnp.float32(maps[1])[None]}, {}))
+    whole = linear_victim(sum(sizes))
+    data = scenario(whole)
+    together = jp.types.Variables({"a": jnp.float32(np.concatenate(maps, axis=1))}, {})
+    expected, _ = collided(
+        jp.attacks.feature_collision(whole, eps=0.1), data._replace(aux=together), 2
+    )
+    attack = jp.attacks.feature_collision(networks, eps=0.1, ensemble=len(sizes))
+    states, _ = collided(attack, data._replace(aux=aux), 2)
+    np.testing.assert_allclose(states[-1].theta, expected[-1].theta, atol=1e-6)
+    np.testing.assert_allclose(states[-1].value, expected[-1].value, rtol=1e-5)
+    assert np.abs(states[-1].theta - states[0].theta).max() > 1e-3
+
+
 def test_a_target_that_is_not_a_number_spoils_its_own_poisons_alone():
     """Row i has target i mod 2."""
     victim = linear_victim()
@@ -308,6 +331,7 @@ def collide(**options):
         (collide, {"step_size": 0.0}, "step_size = 0.0; it must be a finite number above 0"),
         (collide, {"opacity": 1.5}, "opacity = 1.5; it must be a number at least 0 and at most 1"),
         (collide, {"tolerance": -1.0}, "tolerance = -1.0; it must be a finite number at least 0"),
+        (collide, {"ensemble": 0}, "ensemble = 0; it must be at least 1"),
         (collide, {"batch_size": 0}, "batch_size = 0; it must be at least 1"),
         (jp.attacks.watermark, {"eps": 16}, "eps = 16 looks like grey levels; write 16/255"),
         (

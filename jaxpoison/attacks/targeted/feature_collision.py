@@ -9,6 +9,7 @@ Two attacks: `feature_collision`, published, solves for every poison by itself, 
 `mean_feature_collision`, what Witches' Brew calls Poison Frogs, moves the mean of all poisons.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,14 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpoison import check, perturb, tree
 from jaxpoison.attacks.bilevel import info
-from jaxpoison.attacks.crafting import WITCHES_BREW, Crafting, Networks, craft
+from jaxpoison.attacks.crafting import (
+    WITCHES_BREW,
+    Crafting,
+    Networks,
+    as_networks,
+    check_aux,
+    craft,
+)
 from jaxpoison.hypergrad import Aimed, feature_objective
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Victim, as_float
@@ -33,7 +41,7 @@ class CollisionState(NamedTuple):
 
     Attributes:
       theta: [P, H, W, C], x_i - b_i.
-      phi: the surrogate, and the features [P, D] that each poison is to meet.
+      phi: the surrogates, and the features [P, D] that each poison is to meet.
       value: [P], the objective at theta.
       gradient: [P, H, W, C], that of the first term there.
       step_size: [P].
@@ -49,7 +57,7 @@ class CollisionState(NamedTuple):
 
 
 def feature_collision(
-    victim: Victim,
+    victim: Networks,
     *,
     eps: float,
     beta: float = 0.0,
@@ -58,6 +66,7 @@ def feature_collision(
     opacity: float = 0.3,
     tolerance: float = 1e-5,
     batch_size: int = 512,
+    ensemble: int = 1,
 ) -> Attack:
     """Forward-backward splitting with backtracking, one problem per poison; run it for `steps`.
 
@@ -66,7 +75,8 @@ def feature_collision(
     phi(x_t)||^2 / d delta_i, P the ball and then the image box: together the proximal step of all
     that is not the first term. It is taken if the objective does not rise; else s_i shrinks to a
     fifth. A poison stops at a step of ||change|| < tolerance ||x_i||. Of several targets, poison i
-    has target i mod T.
+    has target i mod T. Of several surrogates phi is all their features together, so that the first
+    term is their sum.
 
     Differs from the released code: that starts from the watermark before P; in the eps form it
     compares values from before the step and keeps the step that made them rise, after which the
@@ -74,7 +84,8 @@ def feature_collision(
     is not the one that its proximal step minimizes.
 
     Args:
-      victim: the surrogate network; its trained `Variables` are `scenario.aux`.
+      victim: the surrogate network, or several; their trained `Variables` are `scenario.aux`, in
+        the form that `attacks.crafting.craft` says.
       eps: L-infinity radius, pixel units: 8/255 in the public benchmark; 1.0, the image box alone,
         for the published attack.
       beta: weight of the distance to the clean image: 0 in the benchmark, 0.1 in the published
@@ -84,6 +95,7 @@ def feature_collision(
       opacity: of the watermark at the start, in [0, 1].
       tolerance: see above.
       batch_size: poisons per pass; changes memory only.
+      ensemble: K surrogates.
 
     Returns: an Attack; `outer_loss` is the mean objective before the step, `grad_norm` that of all
       g_i, and its info also has `done`, the fraction of poisons that stopped.
@@ -93,14 +105,16 @@ def feature_collision(
     """
     budget = Budget("linf", eps)
     check.number(least=0, beta=beta)
-    check.at_least(1, steps=steps, batch_size=batch_size)
+    check.at_least(1, steps=steps, batch_size=batch_size, ensemble=ensemble)
     check.positive(step_size=step_size)
     check.fraction(opacity=opacity)
     check.number(least=0, tolerance=tolerance)
+    networks = as_networks(victim, ensemble)
+    features = _features(networks, ensemble)
     space = per_sample(budget)
 
     def objective(theta, phi, scenario):
-        distance, gradient = _distances(victim, phi, _clean(scenario) + theta, batch_size)
+        distance, gradient = _distances(features, phi, _clean(scenario) + theta, batch_size)
         return distance + beta / 2 * jnp.sum(theta**2, axis=(1, 2, 3)), gradient
 
     def init(key, scenario):
@@ -108,13 +122,14 @@ def feature_collision(
         check.some_rows(scenario)
         if not jax.tree.leaves(scenario.aux):
             raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
+        check_aux(networks, Crafting(ensemble=ensemble), scenario.aux)
         variables = jax.tree.map(jnp.asarray, scenario.aux)
         clean, target = lax.optimization_barrier(  # as pixels first, in every program: same bits
             (_clean(scenario), as_float(scenario.goal.image))
         )
         own = jnp.arange(clean.shape[0]) % target.shape[0]
         theta = space.project(opacity * (target[own] - clean), scenario)
-        phi = Aimed(variables, victim.features(variables, target)[own])
+        phi = Aimed(variables, features(variables, target)[own])
         value, gradient = objective(theta, phi, scenario)
         step_sizes = jnp.full(value.shape, step_size, value.dtype)
         done = jnp.zeros(value.shape, bool)
@@ -191,14 +206,31 @@ def _mean_square(key, poison, target):
     return jnp.mean((jnp.mean(poison, axis=0, keepdims=True) - target) ** 2)
 
 
-def _distances(victim: Victim, phi: Aimed, image: Array, batch_size: int) -> Any:
+def _features(networks: tuple[Victim, ...], ensemble: int) -> Callable[..., Array]:
+    """(variables as in `crafting.craft`, image [B, H, W, C]) -> [B, D], of all surrogates."""
+    if ensemble == 1:
+        return networks[0].features
+
+    def of_network(network, variables, image):
+        found = lax.map(lambda member: network.features(member, image), variables)  # [K, B, D]
+        return jnp.moveaxis(found, 0, 1).reshape(image.shape[0], -1)
+
+    def features(variables, image):
+        each = (variables,) if len(networks) == 1 else variables
+        pairs = zip(networks, each, strict=True)
+        return jnp.concatenate([of_network(*pair, image) for pair in pairs], axis=1)
+
+    return features
+
+
+def _distances(features: Callable[..., Array], phi: Aimed, image: Array, batch_size: int) -> Any:
     """||phi(x_i) - aim_i||^2 [P] and its image gradient [P, H, W, C], batch after batch."""
 
     def one(batch):
         image, aim = batch
 
         def distance(image):
-            return jnp.sum((victim.features(phi.variables, image) - aim) ** 2, axis=1)
+            return jnp.sum((features(phi.variables, image) - aim) ** 2, axis=1)
 
         value, pull = jax.vjp(distance, image)
         return value, pull(jnp.ones_like(value))[0]
