@@ -87,7 +87,9 @@ def _put(text: str, head: str, lines: list[str]) -> str:
         raise ValueError(f"the page lacks {head.splitlines()[0]!r}")
     old = re.match(r"(\|[^\n]*\n+(?=\|))*(\|[^\n]*\n)?", after)
     assert old is not None
-    return before + head + "".join(f"{line}\n" for line in lines) + after[old.end() :]
+    rest = after[old.end() :]
+    gap = "" if rest.startswith("\n") or not rest else "\n"
+    return before + head + "".join(f"{line}\n" for line in lines) + gap + rest
 
 
 if __name__ == "__main__":

@@ -467,5 +467,9 @@ def test_a_table_is_made_of_its_records_and_what_stands_around_it_stays():
     assert other != text and committed.filled(other, one) == other
     assert "| quickstart |" not in other and "| digits_gue | gue, linf 0.3, mlp |" in other
     assert committed.filled(other, records) == text
+    bare = re.sub(
+        r"(### digits_gue\n\n)(\|[^\n]*\n|\n(?=\|))*\n", r"\1", text
+    )  # a section made anew
+    assert bare != text and committed.filled(bare, records) == text
     with pytest.raises(ValueError, match="the page lacks '### digits_gue'"):
         committed.filled(text.replace("### digits_gue\n", ""), records)
