@@ -97,7 +97,11 @@ GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
 THREE = jp.attacks.Crafting(steps=3)
 BATCHES = jp.attacks.Crafting(steps=3, batch_size=6)
 META = jp.attacks.MetaCrafting(
-    members=2, recipe=jp.victims.Recipe(2, 9, 0.1, momentum=0.0), learning_rate=0.1, warmup=0
+    members=2,
+    unroll_steps=1,
+    recipe=jp.victims.Recipe(2, 9, 0.1, momentum=0.0),
+    learning_rate=0.1,
+    warmup=0,
 )
 ATTACKS = {  # name: (factory of eps, norm, eps)
     "random_noise": (lambda e: jp.attacks.random_noise(eps=e), "linf", 0.1),

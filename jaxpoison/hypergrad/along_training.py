@@ -30,6 +30,9 @@ from jaxpoison.victims.train import check_batch, make_learner
 __all__ = ["Surrogate", "along_training"]
 
 
+FEW = 2  # steps whose activations fit in memory together: no rematerialization
+
+
 class Surrogate(NamedTuple):
     """A network in training on clean data.
 
@@ -120,7 +123,7 @@ def along_training(
         epoch_key, start_key = jax.random.split(key)
         model, epoch = learner_of(scenario), epoch_of(epoch_key, scenario)
         problem = _unrolled_problem(model, augment, target_loss)
-        unroll = unrolled(problem, steps=steps, every_step=True)
+        unroll = unrolled(problem, steps=steps, remat=steps > FEW, every_step=True)
         changed = jnp.zeros(scenario.train.label.shape, bool).at[scenario.index].set(True)
 
         def read(state, b):
