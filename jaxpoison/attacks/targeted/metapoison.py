@@ -114,10 +114,11 @@ def metapoison(victim: Victim, *, eps: float, crafting: MetaCrafting = METAPOISO
     Raises: InputError for a bad value, named; at init for an empty `scenario.index`, a batch larger
       than the training set, a color map on images without three channels.
     Source: Huang et al. 2020, Algorithm 1 and released code.
-    Cost: a step is M epochs of training in which a batch with poisons takes about 4 (K = 1) or 10
-      (K = 2) times as long as without (measured on a CPU, `metapoison_convnet`). `init` trains
-      M (M - 1) s / 2 epochs, in one program. The paper's run of 60 x 24 epochs, 1 % poisons, takes
-      as long as about 50 victims of 200 epochs; `MetaCrafting.small()` is for CPUs.
+    Cost: a step is M epochs of training in which a batch with poisons takes at most about 4 (K = 1)
+      or 10 (K = 2) times as long as without (measured on a CPU with `metapoison_convnet` and
+      rematerialization, which now begins above K = 2). `init` trains M (M - 1) s / 2 epochs, in
+      one program. The paper's run of 60 x 24 epochs, 1 % poisons, takes as long as about 50
+      victims of 200 epochs; `MetaCrafting.small()` is for CPUs.
     """
     space, penalty = per_sample(Budget("linf", eps), init=crafting.init), None
     if crafting.color_shift:
