@@ -129,24 +129,30 @@ def rows(data: Any) -> None:
 
 def _sweep(sweep: Sweep) -> None:
     data = sweep.data
+    if np.ndim(sweep.number) == 0:  # of one setup, see `sweep.numbered`
+        rows(data)
+        return
+    data = data.data if isinstance(getattr(data, "data", None), Replaced) else data
     if isinstance(data, Scenario):
-        name, rows, num = "index", data.index, len(data.train.label)
+        name, index, num = "index", data.index, len(data.train.label)
     elif isinstance(data, Replaced):
-        name, rows, num = "rows", data.rows, len(data.split.train.label)
+        name, index, num = "rows", data.rows, len(data.split.train.label)
         if (found := data.image.dtype) != (wanted := data.split.train.image.dtype):
             raise InputError(f"sweep.data.image is {found}; the training set is {wanted}")
     else:
         kind = type(data).__name__
         raise InputError(f"sweep.data is a {kind}; it must be a Scenario or a Replaced")
-    if isinstance(rows, jax.core.Tracer) or isinstance(sweep.number, jax.core.Tracer):
+    if isinstance(index, jax.core.Tracer) or isinstance(sweep.number, jax.core.Tracer):
         return
-    distinct_rows("sweep.number", sweep.number, 2**31)
-    if np.ndim(rows) != 2 or len(rows) != len(sweep.number):
+    numbers = np.asarray(sweep.number)
+    if numbers.dtype.kind != "i" or numbers.min(initial=0) < 0:
+        raise InputError("sweep.number must be whole numbers from 0")
+    if np.ndim(index) != 2 or len(index) != len(numbers):
         raise InputError(
-            f"sweep.data.{name} has shape {np.shape(rows)}; {len(sweep.number)} setups ask for "
-            f"[{len(sweep.number)}, P]"
+            f"sweep.data.{name} has shape {np.shape(index)}; {len(numbers)} setups ask for "
+            f"[{len(numbers)}, P]"
         )
-    for number, own in zip(np.asarray(sweep.number), np.asarray(rows), strict=True):
+    for number, own in zip(numbers, np.asarray(index), strict=True):
         distinct_rows(f"{name} of setup {number}", own, num)
 
 

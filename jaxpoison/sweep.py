@@ -5,6 +5,7 @@ targets and rows. Keys are folded with the setup's own number, so that nothing d
 are grouped or over how many devices they are spread.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from jaxpoison.types import (
     Training,
 )
 
-__all__ = ["over_setups"]
+__all__ = ["numbered", "over_setups"]
 
 PyTree = Any
 Process = TypeVar("Process", Attack, Training)
@@ -51,7 +52,7 @@ def over_setups(
       alone, in the order of its index: images [S, P, H, W, C], labels [S, P] (under restarts
       [S, R, P, ...]); S whole training sets would be mostly copies. It has no `single` and no
       `score`: choose among a setup's restarts with the attack of one setup,
-      `best_of(restarts, tree.take(state, s), tree.map(lambda x: x[:, s], info))`.
+      `best_of(restarts, state_s, info_s, scenario_s)`, state_s = tree.take(state, s).
     Raises: InputError for chunk < 1, a mesh without the axis, a Streaming; on tracing, for data
       that are no Sweep, leaves of another S, a number of setups that the axis does not divide.
     """
@@ -83,13 +84,11 @@ def over_setups(
         return spread(sweep.number, own, stacked, key, shared)
 
     def init(key, sweep):
-        return through(
-            lambda key_s, data: process.init(key_s, _seen(process, data)), sweep, key=key
-        )
+        return through(lambda key_s, data: process.init(key_s, _seen(data)), sweep, key=key)
 
     def step(key, state, sweep):
         def one(key_s, data, state_s):
-            return process.step(key_s, state_s, _seen(process, data))
+            return process.step(key_s, state_s, _seen(data))
 
         return through(one, sweep, state, key=key)
 
@@ -101,8 +100,41 @@ def over_setups(
 
     made: Any = Training(init, step)
     if isinstance(process, Attack):
-        made = Attack(init, step, poison, round_steps=process.round_steps)
+        again = {"init": init, "step": step, "poison": poison}
+        made = process._replace(**again, single=None, generator=None, score=None)
     return made
+
+
+@functools.cache
+def numbered(process: Process) -> Process:
+    """`process` for one setup of a sweep, by itself: it draws what `over_setups` draws for it.
+
+    To the last bits it agrees with a sweep of one setup only, as XLA fuses a loop's body otherwise.
+
+    Args:
+      process: an Attack or a victim's Training, repeated or not.
+
+    Returns: a process of the same type that takes Sweep(number, data), `number` a scalar and `data`
+      what `process` takes; built once for each process.
+    """
+
+    def init(key, sweep):
+        return process.init(jax.random.fold_in(key, sweep.number), sweep.data)
+
+    def step(key, state, sweep):
+        return process.step(jax.random.fold_in(key, sweep.number), state, sweep.data)
+
+    if isinstance(process, Attack):
+        score = process.score
+        attack: Any = process._replace(
+            init=init,
+            step=step,
+            poison=lambda state, sweep: process.poison(state, sweep.data),
+            score=score and (lambda state, sweep: score(state, sweep.data)),
+        )
+        return attack
+    training: Any = Training(init, step, single=process.single)
+    return training
 
 
 def _parts(data: Any) -> tuple[Any, Any, Callable[..., Any]]:
@@ -111,6 +143,14 @@ def _parts(data: Any) -> tuple[Any, Any, Callable[..., Any]]:
         return (data.goal, data.index), (data.train, data.aux), _scenario
     if isinstance(data, Replaced):
         return (data.rows, data.image), data.split, _replaced
+    if isinstance(getattr(data, "data", None), Replaced):
+        inner, others = data.data, data._replace(data=())
+
+        def with_others(own: Any, shared: Any) -> Any:
+            (rows, image), others_s = own
+            return others_s._replace(data=Replaced(shared, rows, image))
+
+        return ((inner.rows, inner.image), others), inner.split, with_others
     raise InputError(f"sweep.data is a {type(data).__name__}; it must be a Scenario or a Replaced")
 
 
@@ -123,10 +163,12 @@ def _replaced(own: Any, shared: Any) -> Replaced:
     return Replaced(shared, *own)
 
 
-def _seen(process: Any, data: Any) -> Any:
+def _seen(data: Any) -> Any:
     """One setup's data as the process takes them."""
     if isinstance(data, Replaced):
         return data.whole()
+    if isinstance(getattr(data, "data", None), Replaced):
+        return data._replace(data=data.data.whole())
     return data
 
 

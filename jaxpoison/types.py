@@ -127,8 +127,9 @@ class Sweep(NamedTuple):
 
     Attributes:
       number: [S], int32, folded into every key: of all setups of a study, whichever stand here.
-      data: a Scenario whose goal and index have a leading axis S (train and aux are shared), or a
-        Replaced whose rows and image have one (split is shared).
+      data: a Scenario whose goal and index have a leading axis S (train and aux are shared); a
+        Replaced whose rows and image have one (split is shared); or a tuple with such a Replaced as
+        its field `data`, whose other fields have one too (`victims.Watched`).
     """
 
     number: Int[Array, " s"]

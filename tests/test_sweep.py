@@ -103,6 +103,19 @@ def test_chunks_resume_bit_for_bit_without_compiling_again(tmp_path):
     chex.assert_trees_all_equal(jax.device_get((found, found_info)), (state, info))
 
 
+def test_one_setup_by_itself_draws_what_it_draws_in_a_sweep():
+    aux, attack, split, setups = study()
+    state, info = mapped()
+    process = jp.sweep.numbered(jp.over_restarts(attack, PER))
+    assert process.single is attack
+    one = jp.Sweep(jnp.int32(NUMBERS[1]), setups[NUMBERS[1]].scenario(split, aux))
+    alone, own = jp.run(process, KEY, one, num_steps=STEPS)
+    np.testing.assert_allclose(own.outer_loss, info.outer_loss[:, 1], rtol=1e-5)
+    chex.assert_trees_all_close(alone.theta, state.theta[1], atol=1e-5)
+    rows = setups[NUMBERS[1]].poison_rows
+    assert process.poison(alone, one).image[:, rows].shape == (PER, 6, *sweep_hosts.SHAPE)
+
+
 def replaced(numbers):
     """The sweep of victims whose training sets have grey images in the rows of each setup."""
     _, _, split, setups = study()
@@ -180,7 +193,7 @@ def test_two_hosts_give_the_bits_of_one(tmp_path):
         (lambda s: jp.tree.take(s.data.goal, 0), "the data are a Dataset; over_setups takes"),
         (lambda s: s._replace(data=s.data.train), "sweep.data is a Dataset; it must be a Scenario"),
         (lambda s: s._replace(number=s.number[:2]), r"index has shape \(4, 6\); 2 setups ask"),
-        (lambda s: s._replace(number=s.number * 0), "sweep.number names a row twice"),
+        (lambda s: s._replace(number=-s.number), "sweep.number must be whole numbers from 0"),
         (lambda s: s._replace(data=s.data._replace(index=s.data.index * 0)),
          "index of setup 3 names a row twice"),
         (lambda s: s._replace(data=s.data._replace(index=s.data.index + 60)),

@@ -28,6 +28,7 @@ from jaxpoison.report.targeted_checks import (
     fingerprint_of,
     start_all,
 )
+from jaxpoison.report.targeted_groups import check_at_once, sweep_groups
 from jaxpoison.report.targeted_record import arm_entry, comparisons, poison_entry
 from jaxpoison.report.targeted_setup import Field, Seen, finished, run_setup, see, watch
 from jaxpoison.report.work import Work
@@ -56,6 +57,7 @@ def targeted_job(
     chunk: int | None = 1,
     accumulate: int = 1,
     mesh: Mesh | None = None,
+    at_once: int | None = 1,
     fresh_surrogates: bool = False,
     keep_checkpoints: bool = False,
 ) -> dict[str, Any]:
@@ -99,6 +101,10 @@ def targeted_job(
         convolutions, which are then spread over all devices.
       accumulate: micro-batches per update of all networks, see `victims.learner`.
       mesh: spreads every batch of theirs over its axis "batch", see `victims.training`.
+      at_once: setups that are crafted, and whose victims are trained, at once, each on a device of
+        its own, see `over_setups`; None for as many as all hosts have devices. With 1 the victims
+        of a setup are spread instead. The draws are the same: groups of any size above 1 agree bit
+        for bit, one by one to rounding.
       fresh_surrogates: whether every setup trains its own.
       keep_checkpoints: whether those of finished parts stay; a victim of ResNet-18 has 90 MB.
 
@@ -113,6 +119,7 @@ def targeted_job(
     check_members(surrogates)
     split = check_split(split, [*victims.values(), *surrogates])
     check_setups(setups, split)
+    side_by_side = check_at_once(at_once, mesh, fresh_surrogates)
 
     made = functools.cache(functools.partial(transfer_training, accumulate=accumulate, mesh=mesh))
 
@@ -171,12 +178,13 @@ def targeted_job(
         field = field._replace(victims=warmed)
         references = {name: _clean(study, field, name, clean_key, setups[0]) for name in victims}
     results = []
+    keys = {"attack_key": attack_key, "victim_key": victim_key}
+    if side_by_side is not None:
+        sweep_groups(study.work, setups, places, field, aux, references, side_by_side, chunk, keys)
     for number, (one, place) in enumerate(zip(setups, places, strict=True)):
-        own = functools.partial(jax.random.fold_in, data=number)
         if fresh_surrogates and finished(place) is None:
-            aux = surrogate(place, own(surrogate_key))
-        keys = {"attack_key": own(attack_key), "victim_key": own(victim_key)}
-        results.append(run_setup(place, one, field, aux, references, **keys))
+            aux = surrogate(place, jax.random.fold_in(surrogate_key, number))
+        results.append(run_setup(place, one, field, aux, references, number=number, **keys))
     return _finish(study, results, setups, field, main, clean, published or [])
 
 

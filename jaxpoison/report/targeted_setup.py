@@ -24,7 +24,8 @@ from jaxpoison.report.arms import Arm
 from jaxpoison.report.poisons import verified
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.work import Work
-from jaxpoison.types import Attack, Dataset, Key, Scenario, Split, Training
+from jaxpoison.sweep import numbered
+from jaxpoison.types import Attack, Dataset, Key, Scenario, Split, Sweep, Training
 from jaxpoison.victims import Watched, assess, read_targets
 from jaxpoison.victims.evaluate import judgment
 from jaxpoison.victims.targets import all_logits
@@ -33,8 +34,12 @@ __all__ = [
     "Crafted",
     "Field",
     "Seen",
+    "chosen",
     "craft",
     "finished",
+    "forget",
+    "judge_setup",
+    "judged",
     "run_setup",
     "scores",
     "see",
@@ -107,6 +112,7 @@ def run_setup(
     aux: Any,
     clean: Mapping[str, Seen],
     *,
+    number: int,
     attack_key: Key,
     victim_key: Key,
 ) -> dict[str, Any]:
@@ -118,8 +124,9 @@ def run_setup(
       field: what all setups share.
       aux: the trained surrogates.
       clean: by victim, what clean victims made of the test set.
-      attack_key: of all arms alike.
-      victim_key: of the victims of all arms alike, so that seeds are paired.
+      number: of the setup; it is folded into every draw, as in a sweep.
+      attack_key: of all setups and arms alike.
+      victim_key: of the victims of all setups and arms alike, so that seeds are paired.
 
     Returns: {name, poisons: {arm: ...}, arms: {entry: values per victim}}, as in result.json.
     """
@@ -130,15 +137,17 @@ def run_setup(
     for name, one in field.arms.items():
         path = work.folder / "poison" / name
         if not hosts.first(path.exists):
-            crafted = craft(work, name, one, attack_key, setup.scenario(field.split, aux))
-            store(work, name, one, setup, field, crafted, attack_key)
-        _forget(work, f"craft/{name}", field)
+            scenario = setup.scenario(field.split, aux)
+            crafted = craft(work, name, one, attack_key, Sweep(jnp.int32(number), scenario))
+            store(work, name, one, setup, field, crafted, attack_key, number=number)
+        forget(work, f"craft/{name}", field)
         stored, poisons[name] = verified(path, field.split.train)
         poisons[name]["outer_loss"] = stored.manifest.extra["outer_loss"]
         dataset = with_poison(field.split.train, stored)
         for victim, trainee in field.victims.items():
             entry = record.entry(name, victim)
-            arms[entry] = _retrain(work, entry, victim, trainee, setup, field, dataset, victim_key)
+            data = Sweep(jnp.int32(number), Split(dataset, test))
+            arms[entry] = _retrain(work, entry, victim, trainee, setup, field, data, victim_key)
     result = {"name": setup.name, "poisons": poisons, "arms": arms}
     hosts.first(lambda: checkpoint.write_json(work.folder / "result.json", result))
     for path in (work.folder / "surrogates").glob("*/checkpoints"):
@@ -151,22 +160,39 @@ def finished(work: Work) -> dict[str, Any] | None:
     return work.read("result.json", {"name": str, "poisons": dict, "arms": dict})
 
 
-def craft(work: Work, name: str, one: Arm, key: Key, scenario: Scenario) -> Crafted:
+def craft(work: Work, name: str, one: Arm, key: Key, sweep: Sweep) -> Crafted:
     """Run the attack of an arm on one setup; of restarts the best one counts."""
-    state, info, seconds = work.run("craft", name, one.attack, key, scenario, one.num_steps)
-    attack, loss = one.attack, np.asarray(info.outer_loss, np.float64)
+    process = numbered(one.attack)
+    state, info, seconds = work.run("craft", name, process, key, sweep, one.num_steps)
+    return chosen(one.attack, state, info, sweep.data, seconds.compile + seconds.steps)
+
+
+def chosen(attack: Attack, state: Any, info: Any, scenario: Scenario, seconds: float) -> Crafted:
+    """What an attack that ran on one setup made; of restarts the best one counts."""
+    loss = np.asarray(info.outer_loss, np.float64)
     if attack.single is not None:
         number = int(over.best_restart(attack, state, info, scenario))
         attack, state, loss = attack.single, tree.take(state, number), loss[:, number]
     first_last = {"first": float(loss[0].mean()), "last": float(loss[-1].mean())}
     image = jax.device_get(_changed(attack, state, scenario))
-    return Crafted(image, first_last if len(loss) > 1 else None, seconds.compile + seconds.steps)
+    return Crafted(image, first_last if len(loss) > 1 else None, seconds)
 
 
 def store(
-    work: Work, name: str, one: Arm, setup: Setup, field: Field, crafted: Crafted, key: Key
+    work: Work,
+    name: str,
+    one: Arm,
+    setup: Setup,
+    field: Field,
+    crafted: Crafted,
+    key: Key,
+    *,
+    number: int,
 ) -> None:
-    """Write the poison folder of an arm: the P rows, each with the row that it replaces."""
+    """Write the poison folder of an arm: the P rows, each with the row that it replaces.
+
+    `run(sweep.numbered(attack), key, Sweep(number, scenario))` makes them again.
+    """
     rows, began = np.asarray(setup.poison_rows), time.perf_counter()
     write = functools.partial(
         poisoned.write,
@@ -184,7 +210,8 @@ def store(
         wall_time_s=crafted.seconds,
         domain="float" if one.rounding == "none" else "uint8",
         rounding="nearest" if one.rounding == "none" else one.rounding,
-        extra=setup.extra(field.target_split) | {"outer_loss": crafted.outer_loss},
+        extra=setup.extra(field.target_split)
+        | {"number": number, "outer_loss": crafted.outer_loss},
     )
     hosts.first(lambda: write() and None)
     work.note(f"write {name}", time.perf_counter() - began)
@@ -236,27 +263,46 @@ def _retrain(
     trainee: Trainee,
     setup: Setup,
     field: Field,
-    dataset: Dataset,
+    sweep: Sweep,
     key: Key,
 ) -> dict[str, Any]:
     """`scores` of fresh victims of one training set; kept in entry.json."""
-    file, test = f"victims/{entry}/entry.json", field.split.test
-    values = work.read(file, {"success": list, "accuracy": list})
+    values = judged(work, entry)
     if values is None:
-        training, epochs = field.trainings[victim], trainee.recipe.epochs
-        data = watch(trainee, Split(dataset, test), setup)
-        state, info, _ = work.run("victims", entry, training, key, data, epochs)
-        seen = see(trainee, state, info, dataset, test)
-        values = scores(seen, setup, test) | {
-            "success_epochs": seen.success.mean(axis=0).tolist(),
-            "intended_curve": seen.intended.mean(axis=1).tolist(),
-        }
-        hosts.first(lambda: checkpoint.write_json(work.folder / file, values))
-    _forget(work, f"victims/{entry}", field)
+        training, epochs, split = field.trainings[victim], trainee.recipe.epochs, sweep.data
+        data = sweep._replace(data=watch(trainee, split, setup))
+        state, info, _ = work.run("victims", entry, numbered(training), key, data, epochs)
+        values = judge_setup(work, entry, trainee, state, info, setup, split)
+    forget(work, f"victims/{entry}", field)
     return values
 
 
-def _forget(work: Work, part: str, field: Field) -> None:
+def judged(work: Work, entry: str) -> dict[str, Any] | None:
+    """The `scores` that a setup's victims of one training set have got already."""
+    return work.read(f"victims/{entry}/entry.json", {"success": list, "accuracy": list})
+
+
+def judge_setup(
+    work: Work, entry: str, trainee: Trainee, state: Any, info: Any, setup: Setup, split: Split
+) -> dict[str, Any]:
+    """Judge the victims of one training set of one setup; `scores`, also in entry.json."""
+    train, test = split
+    seen = see(trainee, state, info, train, test)
+    values = scores(seen, setup, test) | {
+        "success_epochs": seen.success.mean(axis=0).tolist(),
+        "intended_curve": seen.intended.mean(axis=1).tolist(),
+    }
+    path = work.folder / "victims" / entry
+
+    def write() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(path / "entry.json", values)
+
+    hosts.first(write)
+    return values
+
+
+def forget(work: Work, part: str, field: Field) -> None:
     """Remove the checkpoints of a part whose result is stored: of many setups they fill a disk."""
     if not field.keep_checkpoints:
         folder = work.folder / part / "checkpoints"
