@@ -106,16 +106,16 @@ class Replaced(NamedTuple):
     """A split whose training set has other images in some rows, as P rows and not as N.
 
     Attributes:
-      split: the clean one, whole.
+      split: the clean one, whole: a Split, or what else has its `train` (`victims.TransferSplit`).
       rows: [P], int32, rows of its training set, each at most once.
       image: [P, H, W, C], what stands there instead, in the dtype of the set.
     """
 
-    split: Split
+    split: Any
     rows: Int[Array, " p"]
     image: Num[Array, "p h w c"]
 
-    def whole(self) -> Split:
+    def whole(self) -> Any:
         """The split that this stands for; labels are the clean ones."""
         train = self.split.train
         image = jnp.asarray(train.image).at[self.rows].set(self.image)

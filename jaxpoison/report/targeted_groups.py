@@ -22,6 +22,7 @@ from jaxpoison.data import Setup, poisoned, stack_setups, with_poison
 from jaxpoison.data.poisoned import Poisoned
 from jaxpoison.data.verification import floats
 from jaxpoison.report import record
+from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.targeted_setup import (
     Field,
     Seen,
@@ -34,7 +35,6 @@ from jaxpoison.report.targeted_setup import (
     store,
     watch,
 )
-from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.work import Work
 from jaxpoison.sweep import over_setups
 from jaxpoison.types import Dataset, InputError, Key, Replaced, Split, Sweep, Training

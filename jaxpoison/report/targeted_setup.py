@@ -151,7 +151,7 @@ def run_setup(
     result = {"name": setup.name, "poisons": poisons, "arms": arms}
     hosts.first(lambda: checkpoint.write_json(work.folder / "result.json", result))
     for path in (work.folder / "surrogates").glob("*/checkpoints"):
-        _forget(work, f"surrogates/{path.parent.name}", field)
+        forget(work, f"surrogates/{path.parent.name}", field)
     return result
 
 
