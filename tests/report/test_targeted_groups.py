@@ -65,6 +65,7 @@ def test_a_group_leaves_what_its_setups_need(pairs):
     assert len({str(one["intended"]) for one in values}) == 3
 
 
+@pytest.mark.slow  # tests/test_sweep.py has it of the processes alone
 def test_four_at_once_end_as_two_at_once(pairs, tmp_path):
     four = targeted_hosts.run(tmp_path, at_once=None)
     assert_same(tmp_path / FOLDER, pairs, four)
