@@ -121,6 +121,11 @@ def rows(data: Any) -> None:
     Likewise the rows of every setup of a Sweep, and of a Replaced. Anything else passes, and so do
     traced rows.
     """
+    if any(callable(leaf) for leaf in jax.tree.leaves(data)):
+        raise InputError(
+            "the data hold functions (a Victim as scenario.aux?); they must be arrays, as the "
+            "Variables of a trained network are"
+        )
     if isinstance(data, Sweep):
         _sweep(data)
     elif isinstance(data, Scenario) and not isinstance(data.index, jax.core.Tracer):

@@ -111,3 +111,11 @@ def test_rows_of_a_scenario_are_checked_before_a_run(index, message):
     for loop in (jp.run, jp.run_chunks):
         with pytest.raises(InputError, match=re.escape(message)):
             loop(attack, jax.random.key(0), data, num_steps=1)
+
+
+def test_a_network_in_the_place_of_its_variables_is_one_line():
+    data = Dataset(jnp.zeros((2, 3, 3, 1), jnp.uint8), jnp.zeros(2, jnp.int32))
+    network = jp.models.mlp((3, 3, 1), 2, hidden=())
+    given = Scenario(data, data, jnp.arange(1), aux=network)
+    with pytest.raises(InputError, match="hold functions .a Victim as scenario.aux"):
+        jp.run(jp.attacks.random_noise(eps=0.1), jax.random.key(0), given, num_steps=1)
