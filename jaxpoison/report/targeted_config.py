@@ -88,11 +88,14 @@ class TargetedConfig(PaperConfig):
     """Poisons whose gradient is matched together; the rate is in proportion to it."""
     crafting_augment: bool = True
     """Whether poisons are shifted and mirrored at every crafting step."""
+    at_once: int = 1
+    """Setups that are crafted, and whose victims are trained, at the same time, each on a device of
+    its own; 0 is as many as all hosts have devices. Not with --devices above 1."""
 
     def __post_init__(self):
         super().__post_init__()
         check.one_of(RECIPES, surrogate_recipe=self.surrogate_recipe)
-        check.at_least(0, first=self.first)
+        check.at_least(0, first=self.first, at_once=self.at_once)
         names = ("num_setups", "surrogate_epochs", "ensemble", "steps", "restarts", "poison_batch")
         numbers = {name: getattr(self, name) for name in names}
         check.at_least(1, **{k: v for k, v in numbers.items() if v is not None})
@@ -114,6 +117,10 @@ class TargetedConfig(PaperConfig):
     def num_classes(self) -> int:
         """L."""
         return len(self.classes) or 10
+
+    def memory(self) -> dict[str, Any]:
+        """As in `ImageConfig`, and `at_once` as `targeted_job` takes it."""
+        return super().memory() | {"at_once": self.at_once or None}
 
     def load_classes(self) -> tuple[dict[str, Any], Split]:
         """CIFAR-10 as `load` gives it, of the classes that are kept."""

@@ -50,6 +50,8 @@ def test_the_outer_loop_is_that_of_the_settings():
     assert found == (10, 0.5, 128, 2) and crafting.std == (0.2470322, 0.2434851, 0.2615879)
     assert crafting.augment is not None
     assert TargetedConfig.small().crafting().augment is None
+    assert config.memory()["at_once"] == 1
+    assert TargetedConfig(at_once=0).memory()["at_once"] is None  # all devices
     with pytest.raises(InputError, match="surrogate_recipe = 'best'; allowed are"):
         TargetedConfig(surrogate_recipe="best")
     with pytest.raises(InputError, match="there are no surrogate_networks; name at least one"):
