@@ -38,6 +38,12 @@ def test_small_samples_are_exact(values):
     assert sign_test(values) == pytest.approx(tail)
 
 
+def test_rates_in_thirds_are_tied_where_their_last_bits_differ():
+    thirds = [1 - 2 / 3, 1 / 3, -1 / 3, 2 / 3, 1 - 2 / 3, 1.0]
+    assert len(set(map(abs, thirds))) == 4
+    assert wilcoxon(thirds) == pytest.approx(counted_out([1, 1, -1, 2, 1, 3]))
+
+
 def test_many_ties_are_normal_with_their_variance():
     rng = np.random.default_rng(0)
     values = rng.integers(-3, 6, 40) / 8
