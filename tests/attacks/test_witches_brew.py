@@ -7,6 +7,7 @@ import pytest
 
 import jaxpoison as jp
 from jaxpoison.attacks import BREWS, gradient_matching
+from jaxpoison.attacks.crafting import WITCHES_BREW
 from jaxpoison.types import InputError
 
 
@@ -44,6 +45,8 @@ def test_the_first_step_is_six_grey_levels_and_padding_is_the_mean_color():
     crafting = BREWS["main"].crafting()
     first = 255 * crafting.tau * np.asarray(crafting.std) * crafting.batch_size / 512
     np.testing.assert_allclose(first, [6.30, 6.21, 6.67], atol=0.005)
+    default = 255 * WITCHES_BREW.tau * np.asarray(WITCHES_BREW.std)  # where nothing is said
+    np.testing.assert_allclose(default, np.mean(first), rtol=0.05)
     mean = jp.victims.recipes.NORMALIZATION["cifar10"][0]
     image = jnp.broadcast_to(jnp.asarray(mean), (4, 8, 8, 3))
     np.testing.assert_allclose(crafting.augment(jax.random.key(0), image), image, atol=1e-6)
