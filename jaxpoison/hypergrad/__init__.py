@@ -1,6 +1,7 @@
 """Rules for the gradient of the outer loss: `Bilevel -> Hypergrad`, interchangeable."""
 
 from jaxpoison.hypergrad.adaptation import adaptation
+from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.along_training import Surrogate, along_training
 from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.features import feature_objective
@@ -21,6 +22,7 @@ __all__ = [
     "Moving",
     "Surrogate",
     "adaptation",
+    "aligned",
     "along_training",
     "alternating",
     "at_surrogate",

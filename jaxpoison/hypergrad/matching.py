@@ -10,7 +10,9 @@ from jax import lax
 from jaxpoison import check, tree
 from jaxpoison.data.augment import Augmentation
 from jaxpoison.data.mixing import Mixing
+from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.matching_losses import LOSSES, TARGET_LOSSES, Tensors
+from jaxpoison.perturb import Budget
 from jaxpoison.types import Key, Objective, Variables, Victim, as_float
 from jaxpoison.victims import head_mask
 
@@ -29,6 +31,8 @@ def matching(
     clip_norm: float | None = None,
     noise: float = 0.0,
     mixing: Mixing | None = None,
+    adversarial_eps: float = 0.0,
+    adversarial_steps: int = 5,
     clean_rows: int = 128,
     augment: Augmentation | None = None,
 ) -> Objective:
@@ -43,9 +47,11 @@ def matching(
     taken forward over reverse: no second reverse pass. v has length 1 in that pass and its own
     length afterwards, so that small gradients survive a network that computes in bfloat16.
 
-    Two victims that defend themselves can be matched: one that trains with clipped and noisy
+    Three victims that defend themselves can be matched: one that trains with clipped and noisy
     gradients, whose p is min(1, c / ||p||) p + c sigma N(0, I); one that mixes its batches, whose
-    CE is that of `data.mixing` on the poisons and clean images together.
+    CE is that of `data.mixing` on the poisons and clean images together; one that poisons its own
+    batches (adversarial poisoning), whose p is taken at x + d, where d (`hypergrad.aligned`, held
+    constant) makes the poisons teach that clean images are of the poisons' most frequent label.
 
     Args:
       victim: the surrogate network.
@@ -61,17 +67,20 @@ def matching(
       clip_norm: c; None for no clip, and c = 1 in the noise.
       noise: sigma, drawn anew at every call.
       mixing: of the batch, e.g. `data.mixing.mixup()`; None for none.
-      clean_rows: clean images, uniform over the training set, that are appended to the poisons
-        before `mixing`; read with that alone.
+      adversarial_eps: L-infinity radius of d, pixel units; 0 for none. The defense's own default
+        is the attack's eps.
+      adversarial_steps: of d, read where there is one.
+      clean_rows: clean images, uniform over the training set: those that are appended to the
+        poisons before `mixing`, those that d aims at; read with these alone.
       augment: of those clean images; the poisons come augmented.
 
     Returns: an Objective whose aim is t, a list of tensors.
     Raises: InputError for a bad value, named; when called, for a network without a last layer where
       that is needed ("head", "similarity-narrow").
-    Cost: 7 forward passes of the poisons.
+    Cost: 7 forward passes of the poisons, and 7 more for every step of d.
     Source: Geiping et al. 2021, equation 3 and released code; "each" its successor's
       gradient-matching-mt. Clip and noise are what that code means (it discards the clip);
-      mixing its "pmix".
+      mixing its "pmix", d its "padversarial" with clean images as temporary targets.
     """
     check.one_of(LOSSES, loss=loss)
     check.one_of(TARGET_LOSSES, target_loss=target_loss)
@@ -80,7 +89,10 @@ def matching(
     check.number(least=0, centreg=centreg, normreg=normreg, noise=noise)
     if clip_norm is not None:
         check.positive(clip_norm=clip_norm)
-    check.at_least(1, clean_rows=clean_rows)
+    check.number(least=0, adversarial_eps=adversarial_eps)
+    if not _off(adversarial_eps):
+        Budget("linf", adversarial_eps)
+    check.at_least(1, clean_rows=clean_rows, adversarial_steps=adversarial_steps)
     distance, goal_loss = LOSSES[loss], TARGET_LOSSES[target_loss]
 
     def chosen(variables, image):
@@ -115,15 +127,40 @@ def matching(
             return gradient((image, label))
         return lax.map(gradient, (image[:, None], label[:, None]))
 
+    def clean_images(key, scenario, dtype):
+        """Clean images, augmented, and their labels."""
+        rows_key, augment_key = jax.random.split(key)
+        rows = jax.random.randint(rows_key, (clean_rows,), 0, scenario.train.label.shape[0])
+        clean = as_float(scenario.train.image[rows]).astype(dtype)
+        return clean if augment is None else augment(augment_key, clean), scenario.train.label[rows]
+
+    def poisoned_by_victim(key, own, variables_of, batch, scenario):
+        """The poisons x as x + d."""
+        clean_key, start_key = jax.random.split(key)
+        clean, _ = clean_images(clean_key, scenario, batch.image.dtype)
+        alike = jnp.sum(batch.label[:, None] == batch.label[None], axis=1)
+        wrong = jnp.full(clean_rows, batch.label[jnp.argmax(alike)])
+
+        def gradient(image, label):
+            def mean_loss(own):
+                logits, _ = victim.apply(variables_of(own), image, train=False)
+                return jnp.mean(_cross_entropy(logits, label))
+
+            return jax.grad(mean_loss)(own)
+
+        def taught(image):
+            return gradient(image, batch.label)
+
+        how = {"eps": adversarial_eps, "steps": adversarial_steps}
+        return batch.image + aligned(start_key, taught, batch.image, gradient(clean, wrong), **how)
+
     def trained_on(key, batch, scenario):
         """Image -> (what the victim trains on, labels [J, B], their weights [J])."""
         if mixing is None:
             return lambda image: (image, batch.label[None], jnp.ones(1, image.dtype))
-        rows_key, augment_key, mix_key = jax.random.split(key, 3)
-        rows = jax.random.randint(rows_key, (clean_rows,), 0, scenario.train.label.shape[0])
-        clean = as_float(scenario.train.image[rows]).astype(batch.image.dtype)
-        clean = clean if augment is None else augment(augment_key, clean)
-        label = jnp.concatenate([batch.label, scenario.train.label[rows]])
+        clean_key, mix_key = jax.random.split(key)
+        clean, clean_label = clean_images(clean_key, scenario, batch.image.dtype)
+        label = jnp.concatenate([batch.label, clean_label])
 
         def mixed(image):
             image, weight, rows = mixing(mix_key, jnp.concatenate([image, clean]))
@@ -132,8 +169,11 @@ def matching(
         return mixed
 
     def value_and_grad(key, variables, aim, batch, scenario):
-        noise_key, mix_key = jax.random.split(key)
+        noise_key, mix_key, attack_key = jax.random.split(key, 3)
         own, variables_of, last = chosen(variables, batch.image)
+        if not _off(adversarial_eps):
+            image = poisoned_by_victim(attack_key, own, variables_of, batch, scenario)
+            batch = batch._replace(image=image)
         prepare = trained_on(mix_key, batch, scenario)
 
         def poison_loss(own, image):

@@ -69,6 +69,7 @@ def test_every_setting_reaches_the_objective(monkeypatch):
     settings = {
         "loss": "SE", "target_loss": "margin", "targets": "each", "params": "head", "centreg": 0.1,
         "normreg": 0.2, "clip_norm": 1.0, "noise": 0.3, "mixing": mixing, "clean_rows": 7,
+        "adversarial_eps": 0.1, "adversarial_steps": 3,
     }  # fmt: skip
     gradient_matching(victim(), eps=EPS, hide=0.5, crafting=Crafting(augment=augment), **settings)
     assert seen == {**settings, "augment": augment, "weight": 0.5}

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ from flax import linen as nn
 
 from jaxpoison import models, tree
 from jaxpoison.data import mixing
-from jaxpoison.hypergrad import at_surrogate, hidden, matching
+from jaxpoison.hypergrad import Aimed, aligned, at_surrogate, hidden, matching
 from jaxpoison.hypergrad.matching_losses import LOSSES, margin
 from jaxpoison.models import layers
 from jaxpoison.perturb import Budget, per_sample
-from jaxpoison.types import Batch, Dataset, InputError, Scenario, Variables
+from jaxpoison.types import Batch, Dataset, InputError, Objective, Scenario, Variables
 from tests import oracles
 from tests.attacks import tiny
 
@@ -256,6 +257,76 @@ def test_a_mixed_batch_has_the_mixed_loss_of_poisons_and_clean_images(x64):
     np.testing.assert_allclose(value, FORMULAS["similarity"](t, p, None), rtol=1e-10)
 
 
+def test_the_inner_attack_climbs_the_cosine_from_a_normal_start(x64):
+    """Two steps of 0.4 eps along signs of central differences of gradients taken by hand."""
+    _, variables, data = smooth()
+    image, label = (np.asarray(x) for x in batch_of(data)[:2])
+    t = numpy_gradients(variables, *data.goal)
+
+    def ravel(tensors):
+        return np.concatenate([x.ravel() for x in tensors])
+
+    def bound(image):
+        a, b = ravel(t), ravel(numpy_gradients(variables, image, label))
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    def gradient(image):
+        def loss(tensors):
+            v, w = tensors
+            logits = jnp.tanh(image.reshape(len(image), -1) @ w) @ v
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+        return jax.grad(loss)([variables.params["v"], variables.params["w"]])
+
+    @jax.jit
+    def attacked(image, wanted):
+        start = jax.random.normal(KEY, image.shape, image.dtype)
+        return aligned(KEY, gradient, image, wanted, eps=0.1, steps=2), start
+
+    got, start = attacked(image, [jnp.asarray(x) for x in t])
+    delta = np.clip(0.1 * np.asarray(start), -image, 1 - image)
+    for _ in range(2):
+        slope = oracles.central_differences(bound, image + delta)
+        delta = np.clip(delta + 0.04 * np.sign(slope), -0.1, 0.1)
+        delta = np.clip(delta, -image, 1 - image)
+    np.testing.assert_allclose(got, delta, atol=1e-12)
+    assert bound(image + delta) > bound(image) + 0.01
+
+
+def test_p_is_taken_where_the_victims_own_attack_moves_the_poisons(x64, monkeypatch):
+    """It aims at clean images as the poisons' most frequent label; what it adds is a constant."""
+    victim, variables, data = smooth()
+    same = jnp.broadcast_to(data.train.image[:1], (8, 3, 3, 1))
+    label = np.zeros(8, np.int32)
+    label[np.asarray(data.index)] = 0, 2, 1, 2, 2
+    alike = data._replace(train=Dataset(same, jnp.asarray(label)))
+    image, seen = batch_of(data).image, []
+
+    def constant(key, gradient, image, wanted, **how):
+        seen.append((gradient(image), wanted))
+        assert how == {"eps": 0.1, "steps": 3}
+        return jax.lax.stop_gradient(0.05 + 0 * image)
+
+    monkeypatch.setattr(sys.modules["jaxpoison.hypergrad.matching"], "aligned", constant)
+    how = {"adversarial_eps": 0.1, "adversarial_steps": 3, "clean_rows": 4}
+    objective = matching(victim, **how, augment=lambda key, image: image + 0.1)
+
+    @jax.jit
+    def both(image):
+        aim = objective.aim(KEY, variables, alike)
+        found = objective.value_and_grad(KEY, variables, aim, batch_of(alike, image), alike)
+        return *found, *seen[0]
+
+    value, slope, p, t = both(image)
+    far_value, far_slope = evaluate(alike, image + 0.05)
+    np.testing.assert_allclose(value, far_value, rtol=1e-10)
+    np.testing.assert_allclose(slope, far_slope, rtol=1e-9)
+    at_poisons = numpy_gradients(variables, image, batch_of(alike).label)
+    at_clean = numpy_gradients(variables, same[:4] + 0.1, np.full(4, 2))
+    for got, by_hand in zip((*p, *t), (*at_poisons, *at_clean), strict=True):
+        np.testing.assert_allclose(got, by_hand, rtol=1e-9)
+
+
 def test_hidden_poisons_pay_for_their_distance_in_feature_space(x64):
     victim, variables, data = smooth()
     image = data.train.image[data.index]
@@ -441,6 +512,20 @@ def test_every_batch_is_a_matching_of_its_own_in_fixed_order(x64):
     jax.tree.map(np.testing.assert_array_equal, after, phi)
 
 
+def test_every_batch_draws_its_own_augmentation():
+    """The objective's image gradient is the image itself, so that the draws can be read off."""
+    image = jnp.full((8, 3, 3, 1), 0.5)
+    data = Scenario(Dataset(image, jnp.zeros(8, jnp.int32)), None, jnp.arange(5), jnp.ones(1))
+    copy = Objective(lambda *_: (), lambda key, v, a, batch, s: (jnp.float32(0), batch.image))
+    space = per_sample(Budget("linf", 0.1))
+    moved = at_surrogate(copy, space, batch_size=2, augment=lambda k, x: x + jax.random.uniform(k))
+    theta, phi = jnp.zeros((5, 3, 3, 1)), Aimed(jnp.ones(1), ())
+    estimate = jax.jit(moved.estimate)
+    draws = np.asarray(estimate(KEY, theta, phi, data)[0])[:, 0, 0, 0]
+    assert draws[0] == draws[1] and draws[2] == draws[3] and len(set(draws)) == 3
+    assert estimate(jax.random.key(9), theta, phi, data)[0][0, 0, 0, 0] not in draws
+
+
 def test_full_data_reads_clean_images_with_the_poisons(x64):
     """One batch of all rows: p is of all of them, the gradient of the poisons among them."""
     victim, variables, data = smooth()
@@ -493,6 +578,9 @@ def test_full_data_shuffles_and_leaves_batches_without_a_poison_out_of_the_loss(
         ({"normreg": float("nan")}, "normreg = nan; it must be"),
         ({"clip_norm": 0.0}, "clip_norm = 0.0; it must be"),
         ({"noise": -0.1}, "noise = -0.1; it must be"),
+        ({"adversarial_eps": 8.0}, "eps = 8 looks like grey levels"),
+        ({"adversarial_eps": -0.1}, "adversarial_eps = -0.1; it must be"),
+        ({"adversarial_steps": 0}, "adversarial_steps = 0; it must be at least 1"),
         ({"clean_rows": 0}, "clean_rows = 0; it must be at least 1"),
     ],
 )

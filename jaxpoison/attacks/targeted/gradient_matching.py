@@ -30,6 +30,8 @@ def gradient_matching(
     clip_norm: float | None = None,
     noise: float = 0.0,
     mixing: Mixing | None = None,
+    adversarial_eps: float = 0.0,
+    adversarial_steps: int = 5,
     clean_rows: int = 128,
     hide: float = 0.0,
     crafting: Crafting = WITCHES_BREW,
@@ -55,7 +57,10 @@ def gradient_matching(
       clip_norm: against noisy training: p is clipped to this norm; None for no clip.
       noise: and has N(0, I) of this size, in units of the clip, added; it is drawn at every step.
       mixing: against mixing: the poisons' gradient is taken on a mixed batch, see `data.mixing`.
-      clean_rows: clean images in that batch.
+      adversarial_eps: against adversarial poisoning: the poisons' gradient is taken where the
+        victim's own attack of this radius, pixel units, moves them; 0 for none.
+      adversarial_steps: of that attack.
+      clean_rows: clean images in the mixed batch, or that the victim's attack aims at.
       hide: against filters in feature space: weight of `hypergrad.hidden`; 1 as published.
       crafting: settings of the outer loop.
 
@@ -78,6 +83,8 @@ def gradient_matching(
             clip_norm=clip_norm,
             noise=noise,
             mixing=mixing,
+            adversarial_eps=adversarial_eps,
+            adversarial_steps=adversarial_steps,
             clean_rows=clean_rows,
             augment=crafting.augment,
         )
