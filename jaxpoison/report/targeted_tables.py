@@ -1,5 +1,6 @@
 """The tables of a targeted run: who was fooled, how sure they are, and what it cost elsewhere."""
 
+import textwrap
 from typing import Any
 
 from rich import box
@@ -47,11 +48,15 @@ def outer_loss(entry: dict[str, Any]) -> tuple[float, float] | None:
     return first, last
 
 
-def table(record: dict[str, Any]) -> Table:
-    """One row per training set; victims stand together under a line with the name of each."""
-    result = Table(box=box.SIMPLE_HEAD)
+def table(record: dict[str, Any], width: int) -> Table:
+    """One row per training set; victims stand together under a line with the name of each.
+
+    Like `comparison_table` it cuts no digit on a terminal of `width` >= 80 columns: long names are
+    broken.
+    """
+    result = _empty(width)
     result.add_column("training set", no_wrap=True)
-    for name in ("fooled", "success", "p(wanted)", "p(true)", "accuracy", "B"):
+    for name in ("fooled", "success", "p\n(wanted)", "p\n(true)", "accuracy", "B"):
         result.add_column(name, justify="right")
     result.add_column("s", justify="right", no_wrap=True)
     last = None
@@ -61,7 +66,7 @@ def table(record: dict[str, Any]) -> Table:
             result.add_row(Text(f"{victim}:"))
             last = victim
         result.add_row(
-            Text(f"  {arm}" if victim else arm),
+            Text("\n".join(textwrap.wrap(arm, len(LONG_NAME), break_long_words=False))),
             count(entry),
             *(tables.percent(entry[rate]) for rate in _SHOWN),
             _loss(entry),
@@ -70,12 +75,18 @@ def table(record: dict[str, Any]) -> Table:
     return result
 
 
-def comparison_table(record: dict[str, Any]) -> Table:
+def _empty(width: int) -> Table:
+    padding = (0, 0, 0, 1 if width >= 100 else 0)
+    return Table(box=box.SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False)
+
+
+def comparison_table(record: dict[str, Any], width: int) -> Table:
     """One row for each pair of arms and each quantity, with its tests."""
-    result = Table(box=box.SIMPLE_HEAD)
-    for name in ("comparison", "of", "difference", "sign test p", "Wilcoxon p", "McNemar p", "n"):
-        left = name in ("comparison", "of")
-        result.add_column(name, justify="left" if left else "right", no_wrap=left)
+    result = _empty(width)
+    for name in ("comparison", "of"):
+        result.add_column(name, overflow="fold", no_wrap=name == "of")
+    for name in ("difference", "sign\ntest p", "Wilcoxon\np", "McNemar\np", "n"):
+        result.add_column(name, justify="right", no_wrap=True)
     for row in record["comparisons"]:
         name = f"{row['a']} - {row['b']}"
         result.add_row(
@@ -97,7 +108,9 @@ def print_record(record: dict[str, Any], console: Console) -> None:
         "setups; in %, mean [95 % interval] over setups"
     )
     against = Text("differences in percentage points, tested setup by setup")
-    parts = [title, table(record), against, comparison_table(record), *_crafting(record)]
+    width = console.width
+    shown = table(record, width), Text(), against, comparison_table(record, width), Text()
+    parts = [title, *shown, *_crafting(record)]
     tables.print_parts(record, parts, console)
 
 
@@ -115,6 +128,8 @@ WORDS = {
     "true_probability": "p(true)",
 }
 """What the quantities of a comparison are called."""
+LONG_NAME = "gradient-matching"
+"""Names of training sets that are longer are broken."""
 _SHOWN = ("success_rate", "intended_probability", "true_probability", "final_accuracy")
 
 
@@ -162,10 +177,6 @@ def markdown(record: dict[str, Any]) -> list[str]:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
-
-
-def _wanted(entry: dict[str, Any] | None) -> str:
-    return "-" if entry is None else tables.percent(entry["intended_probability"])
 
 
 def _loss(entry: dict[str, Any]) -> str:

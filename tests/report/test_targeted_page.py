@@ -114,6 +114,17 @@ def test_the_terminal_shows_both_tables():
     assert "net: gradient-matching - clean" in shown and "+50.0 [" in shown and "0.125" in shown
 
 
+def test_a_narrow_terminal_breaks_names_and_no_numbers():
+    out, value = io.StringIO(), record()
+    value["arms"]["net/gradient-matching-eps=0.0313725"] = value["arms"]["net/gradient-matching"]
+    targeted_tables.print_record(value, Console(file=out, width=80))
+    shown = out.getvalue()
+    assert "\u2026" not in shown and max(map(len, shown.splitlines()[:-2])) <= 80
+    differences = [targeted_tables.difference(row["difference"]) for row in value["comparisons"]]
+    for whole in ("70.0", "100.0]", "0.125", "matching-", "eps=0.0313725", *differences):
+        assert whole in shown
+
+
 def test_rows_in_markdown_fit_their_head():
     assert tables.markdown(record()) == [] and sweeps.markdown(record()) == []
     (row,) = targeted_tables.markdown(record())
