@@ -75,8 +75,9 @@ class Config(ImageConfig):
         super().__post_init__()
         for name in self.attacks:
             jp.check.one_of(ATTACKS, attacks=name)
-        if not self.attacks:
-            raise jp.InputError("there are no attacks; name at least one")
+        for name in ("attacks", "keys"):
+            if not getattr(self, name):
+                raise jp.InputError(f"there are no {name}; name at least one")
         numbers = {"pretrain_epochs": self.pretrain_epochs, "steps": self.steps}
         jp.check.at_least(1, **numbers)
         jp.check.number(above=0, most=1, budget=self.budget)
@@ -89,10 +90,8 @@ class Config(ImageConfig):
         small |= {"attacks": ATTACKS[:1]}
         return super().smoke(**linear | small | {"budget": 0.05} | options)
 
-    def trainee(
-        self, network: str, split: jp.Split, number: int, victim: jp.Victim | None = None
-    ) -> Trainee:
-        """A last layer on the extractor, which is pretrained or loaded; `victim` if it is there."""
+    def trainee(self, network: str, victim: jp.Victim, number: int) -> Trainee:
+        """A last layer on the extractor of that name, which is pretrained or loaded."""
         images = None if self.pretrain_images is None else f"[:{self.pretrain_images}]"
         name = f"cifar10{list(self.pretrain_classes)}".replace(" ", "")
         parts = [f"train{images or ''}", f"test[:{self.test_images}]"]
@@ -108,16 +107,24 @@ class Config(ImageConfig):
             options=options,
             accumulate=self.accumulate,
         )
-        victim = victim or self.create(network, split, len(self.classes), mean=MEAN, std=STD)
         return Trainee(victim, _recipe(self.epochs), transfer("linear", found))
 
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load(f"cifar10{list(config.classes)}".replace(" ", ""))
-    known = config.trainee(config.network, split, 0)
-    same = known.victim if config.black_box == config.network else None
-    other = config.trainee(config.black_box, split, 1, same)
+    setups = [
+        jp.data.setups.from_key(k, split.train.label, split.test.label, budget=config.budget)
+        for k in config.keys
+    ]
+    victims = {
+        name: config.create(name, split, len(config.classes), mean=MEAN, std=STD)
+        for name in (config.network, config.black_box)
+    }
+    known, other = (
+        config.trainee(name, victims[name], number)
+        for number, name in enumerate((config.network, config.black_box))
+    )
     budget = jp.perturb.Budget("linf", config.eps)
     crafting = Crafting(steps=config.steps, std=STD)
 
@@ -151,10 +158,7 @@ def main(config: Config) -> dict:
     return targeted_job(
         "cifar_small_transfer",
         config,
-        setups=[
-            jp.data.setups.from_key(k, split.train.label, split.test.label, budget=config.budget)
-            for k in config.keys
-        ],
+        setups=setups,
         victims={"white-box": known, "black-box": other},
         split=split,
         source=source,

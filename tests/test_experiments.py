@@ -206,6 +206,12 @@ def command(monkeypatch, capsys):
             "surrogate_networks = resnet18, vgg11; ensembles of several sizes must be of one "
             "network",
         ),
+        ("cifar_small_transfer", ["--keys"], "there are no keys; name at least one"),
+        (
+            "cifar_small_transfer",
+            ["--train-images", 200, "--test-images", 100, "--black-box", "resnet81"],
+            "no model is called 'resnet81'; did you mean 'resnet18'?",
+        ),
         (
             "cifar10_gue_adv",
             ["--follower-eps", 4],

@@ -10,6 +10,7 @@ import jax
 
 from jaxpoison import attacks, check
 from jaxpoison.attacks import Crafting
+from jaxpoison.attacks.crafting import as_networks
 from jaxpoison.data import Setup, augment
 from jaxpoison.data.setups import PAPER_KEYS, from_key
 from jaxpoison.perturb import Budget
@@ -101,8 +102,11 @@ class TargetedConfig(PaperConfig):
         check.at_least(1, **{k: v for k, v in numbers.items() if v is not None})
         check.number(above=0, most=1, budget=self.budget)
         check.positive(tau=self.tau)
-        if not self.surrogate_networks:
-            raise InputError("there are no surrogate_networks; name at least one")
+        for name in ("networks", "surrogate_networks", "keys"):
+            if not getattr(self, name):
+                raise InputError(f"there are no {name}; name at least one")
+        if len(set(self.networks)) < len(self.networks):
+            raise InputError(f"networks = {', '.join(self.networks)}; name each once")
 
     @classmethod
     def smoke(cls, **options: Any) -> Self:
@@ -153,16 +157,19 @@ class TargetedConfig(PaperConfig):
     def judges(self, split: Split) -> dict[str, Trainee]:
         """The victims by name, "" where there is one, as `targeted_job` takes them."""
         found = {name: self.trainee(name, split, self.num_classes) for name in self.networks}
-        return found if len(found) > 1 else dict(zip([""], found.values(), strict=True))
+        return {"": next(iter(found.values()))} if len(found) == 1 else found
 
     def members(self, split: Split) -> list[Trainee]:
-        """The K surrogates, networks in turn, as `targeted_job` takes them."""
+        """The K surrogates, networks in turn, as `targeted_job` takes them.
+
+        Raises: InputError for fewer surrogates than networks, of which some would do nothing.
+        """
         known = dataclasses.replace(
             self, recipe=self.surrogate_recipe, epochs=self.surrogate_epochs, adversarial=None,
             adversarial_eps=None, adversarial_steps=None, statistics=None,
         )  # fmt: skip
-        names = self.surrogate_networks[: self.ensemble]
-        each = [known.trainee(name, split, self.num_classes) for name in names]
+        each = [known.trainee(name, split, self.num_classes) for name in self.surrogate_networks]
+        as_networks([one.victim for one in each], self.ensemble)
         return [each[k % len(each)] for k in range(self.ensemble)]
 
     def crafting(self) -> Crafting:

@@ -41,6 +41,9 @@ def test_members_take_their_networks_in_turn_and_by_their_own_recipe():
     one = config.judges(split)[""]
     assert one.recipe.epochs == 7 and one.recipe.augmentation == "shift_flip"
     assert set(TargetedConfig(networks=("mlp", "convnet")).judges(split)) == {"mlp", "convnet"}
+    few = TargetedConfig(surrogate_networks=("mlp", "convnet"))
+    with pytest.raises(InputError, match="ensemble = 1 surrogates of 2 networks; each network"):
+        few.members(split)
 
 
 def test_the_outer_loop_is_that_of_the_settings():
@@ -54,5 +57,8 @@ def test_the_outer_loop_is_that_of_the_settings():
     assert TargetedConfig(at_once=0).memory()["at_once"] is None  # all devices
     with pytest.raises(InputError, match="surrogate_recipe = 'best'; allowed are"):
         TargetedConfig(surrogate_recipe="best")
-    with pytest.raises(InputError, match="there are no surrogate_networks; name at least one"):
-        TargetedConfig(surrogate_networks=())
+    for name in ("networks", "surrogate_networks", "keys"):
+        with pytest.raises(InputError, match=f"there are no {name}; name at least one"):
+            TargetedConfig(**{name: ()})
+    with pytest.raises(InputError, match="networks = mlp, mlp; name each once"):
+        TargetedConfig(networks=("mlp", "mlp"))
