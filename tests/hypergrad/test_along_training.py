@@ -18,6 +18,7 @@ from tests.attacks import tiny
 KEY, RATE, INDEX = jax.random.key(0), 0.5, np.array([1, 4, 6])
 RECIPE = Recipe(10, 4, RATE, momentum=0.0)
 SPACE = per_sample(Budget("linf", 0.2))
+pytestmark = pytest.mark.usefixtures("quick_compile")
 VICTIMS = {"plain": oracles.smooth_victim(), "normalized": oracles.normalized_victim()}
 
 

@@ -38,7 +38,7 @@ def cosine(a, b):
 
 
 def largest(t, p, num):
-    order = sorted(range(len(t)), key=lambda i: -float(length(jnp.ravel(t[i]))))[:num]
+    order = sorted(range(len(t)), key=lambda i: -np.linalg.norm(t[i]))[:num]
     some = flat([p[i] for i in order])
     return 1 - jnp.sum(flat([t[i] for i in order]) * some) / (length(flat(t)) * length(some))
 
@@ -77,8 +77,15 @@ def test_each_loss_is_its_formula(x64, name):
     t = [jnp.asarray(rng.randn(*s) * (i + 1)) for i, s in enumerate(shapes)]
     p = [jnp.asarray(rng.randn(*s)) + 0.3 * x for x, s in zip(t, shapes, strict=True)]
     last = [False] * 10 + [True] * 2
-    value, slope = jax.value_and_grad(lambda p: LOSSES[name](t, p, last))(p)
-    expected, want = jax.value_and_grad(lambda p: FORMULAS[name](t, p, last))(p)
+
+    @jax.jit
+    def both(p):
+        return (
+            jax.value_and_grad(lambda p: LOSSES[name](t, p, last))(p),
+            jax.value_and_grad(lambda p: FORMULAS[name](t, p, last))(p),
+        )
+
+    (value, slope), (expected, want) = both(p)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     np.testing.assert_allclose(flat(slope), flat(want), rtol=1e-9, atol=1e-14)
 
@@ -225,12 +232,14 @@ def test_clip_and_noise_are_those_of_noisy_training(x64):
         value, _ = evaluate(data, loss="SE", clip_norm=float(clip))
         np.testing.assert_allclose(value, FORMULAS["SE"](t, small, None), rtol=1e-10)
     objective = matching(smooth()[0], loss="SE", clip_norm=float(0.5 * size), noise=3.0)
-    aim = objective.aim(KEY, data.aux, data)
 
-    def value(key):
-        return objective.value_and_grad(key, data.aux, aim, batch_of(data), data)[0]
+    @jax.jit
+    def noisy(keys):
+        aim = objective.aim(KEY, data.aux, data)
+        batch = batch_of(data)
+        return jax.vmap(lambda k: objective.value_and_grad(k, data.aux, aim, batch, data)[0])(keys)
 
-    values = jax.jit(jax.vmap(value))(jax.random.split(KEY, 100))
+    values = noisy(jax.random.split(KEY, 100))
     spread = 60 * (3 * 0.5 * size) ** 2 / (2 * length(flat(t)))
     expected = FORMULAS["SE"](t, [0.5 * x for x in p], None) + spread
     np.testing.assert_allclose(values.mean(), expected, rtol=0.06)
@@ -337,8 +346,13 @@ def test_hidden_poisons_pay_for_their_distance_in_feature_space(x64):
     np.testing.assert_allclose(more, 0.7 * np.mean(gap**2), rtol=1e-9)
     np.testing.assert_allclose(evaluate(data, image, hide=0.7)[0], evaluate(data)[0], rtol=1e-12)
     double = hidden(matching(victim), victim, augment=lambda key, x: x + 0.1)
-    aim = double.aim(KEY, variables, data)
-    value, _ = double.value_and_grad(KEY, variables, aim, batch_of(data, far), data)
+
+    @jax.jit
+    def doubled(image):
+        aim = double.aim(KEY, variables, data)
+        return double.value_and_grad(KEY, variables, aim, batch_of(data, image), data)[0]
+
+    value = doubled(far)
     np.testing.assert_allclose(value, evaluate(data, far)[0], rtol=1e-10)
 
 
@@ -478,9 +492,10 @@ def test_a_bfloat16_network_keeps_everything_else_in_float32():
     """Also where p is tiny, so that v is huge: every label fits, the logits are large."""
     (victim, data), (half, _) = small(), small(jnp.bfloat16)
     weights = jax.tree.map(lambda x: 40 * x if x.shape == (6, 3) else x, data.aux.params)
-    logits = victim.apply(data.aux._replace(params=weights), data.train.image, train=False)[0]
+    aux = data.aux._replace(params=weights)
+    logits = jax.jit(lambda v, x: victim.apply(v, x, train=False)[0])(aux, data.train.image)
     sure = data._replace(
-        aux=data.aux._replace(params=weights),
+        aux=aux,
         train=data.train._replace(label=jnp.argmax(logits, axis=1).astype(jnp.int32)),
     )
     value, gradient = evaluate(sure, victim=victim)
