@@ -224,6 +224,7 @@ def noisy(num, score="averaged"):
 
 def test_the_averaged_score_is_the_mean_loss_on_draws_that_all_restarts_share():
     attack, state, _, scenario = noisy(4)
+    assert len(np.unique(state.theta[:, 0, 0, 0, 0])) == 4  # every restart has a start of its own
     keys = jax.vmap(lambda d: jax.random.fold_in(jax.random.key(0), d))(jnp.arange(8))
     # at_surrogate gives batch 0 its own key, whose first half is the augmentation's
     own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 0))[0])(keys)
@@ -247,14 +248,14 @@ def test_restarts_are_chosen_by_the_last_loss_unless_asked_otherwise():
 
 
 def test_several_networks_are_crafted_against_at_once():
-    """Their mean gradient is that of one network with their mean factor."""
+    """Their mean gradient is that of one network with their mean factor, and of the same draw."""
     victim, scenario = gray()
     small = jp.models.mlp((4, 4, 3), 2, hidden=(1,))
     other = stacked(1, [4.0], small)
-    settings = Crafting(steps=1, optimizer="gd", tau=0.3, init="zero")
+    settings = Crafting(steps=1, optimizer="gd", tau=0.3, init="zero", augment=brightness)
     three = dataclasses.replace(settings, ensemble=3)
     attack = craft([victim, small], quadratic, eps=1.0, crafting=three)
-    many, info = jp.run(
+    many, many_info = jp.run(
         attack,
         jax.random.key(0),
         scenario._replace(aux=(stacked(2, [1.0, 7.0]), other)),  # members 0 and 2, member 1
@@ -262,9 +263,23 @@ def test_several_networks_are_crafted_against_at_once():
     )
     alone = craft(victim, quadratic, eps=1.0, crafting=settings)
     aux = jax.tree.map(lambda x: x[0], stacked(1, [4.0]))
-    one, _ = jp.run(alone, jax.random.key(0), scenario._replace(aux=aux), num_steps=1)
+    one, info = jp.run(alone, jax.random.key(0), scenario._replace(aux=aux), num_steps=1)
     np.testing.assert_allclose(many.theta, one.theta, rtol=1e-5)
-    assert float(info.outer_loss[0]) == pytest.approx(6 * 0.25)
+    np.testing.assert_allclose(many_info.outer_loss, info.outer_loss, rtol=1e-5)
+    alike = craft(victim, quadratic, eps=1.0, crafting=three)
+    same = scenario._replace(aux=stacked(3, [1.0, 7.0, 4.0]))
+    many, _ = jp.run(alike, jax.random.key(0), same, num_steps=1)
+    np.testing.assert_allclose(many.theta, one.theta, rtol=1e-5)
+
+
+def test_the_score_is_of_the_poisons_where_gradients_are_taken_at_clean_images():
+    victim, scenario = gray()
+    settings = Crafting(init=level, score="averaged", score_draws=1)
+    attack = craft(victim, quadratic, eps=0.1, crafting=settings, clean_gradient=True)
+    state = attack.init(jax.random.key(1), scenario)
+    by_hand = 2 * np.mean((0.5 + np.asarray(state.theta)) ** 2)
+    assert abs(by_hand - 0.5) > 0.01
+    np.testing.assert_allclose(jax.jit(attack.score)(state, scenario), by_hand, rtol=1e-5)
 
 
 def bad_aux(line, aux, networks=1, ensemble=1):

@@ -29,6 +29,8 @@ def test_what_the_items_differ_in():
     main, het = BREWS["main"], BREWS["benchmark-het"]
     assert (main.eps, main.restarts, main.steps, main.tau) == (16 / 255, 8, 250, 0.1)
     assert (het.ensemble, het.batch_size, het.tau) == (6, 128, 0.5)
+    loop = het.crafting()
+    assert (loop.ensemble, loop.batch_size, loop.tau) == (6, 128, 0.5)
     assert het.networks == ("resnet18", "vgg11", "mobilenet_v2")
     assert BREWS["benchmark-ens4"].ensemble == 4
     assert BREWS["table2-convnet"].eps == 32 / 255

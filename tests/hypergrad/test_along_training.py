@@ -105,6 +105,40 @@ def test_the_value_and_the_surrogate_are_those_of_numpy(x64, spread):
     np.testing.assert_allclose(after.state.params["v"], weights[1], rtol=1e-10)
 
 
+def test_after_step_k_the_targets_are_read_beside_clean_batch_b_plus_k(x64):
+    """The epoch once more, batch by batch, in the formulas of `along_training`."""
+    init, estimate = compiled("normalized")
+    data, net = scenario(), VICTIMS["normalized"]
+    phi = init(KEY, data)
+    order = jax.random.permutation(jax.random.split(jax.random.split(KEY)[0])[0], 8)
+    poisoned = data.train.image.at[INDEX].add(noise())
+
+    def logits(params, images, rows):
+        beside = jnp.concatenate([images[rows], data.goal.image])
+        return net.apply(phi.state.variables._replace(params=params), beside, train=True)[0]
+
+    def step(params, images, rows):
+        def loss(params):
+            logs = jax.nn.log_softmax(logits(params, images, rows)[:4])
+            return -jnp.mean(logs[jnp.arange(4), data.train.label[rows]])
+
+        return jax.tree.map(lambda p, g: p - RATE * g, params, jax.grad(loss)(params))
+
+    @jax.jit
+    def epoch(params):
+        clean, total, rows = data.train.image, 0.0, order.reshape(2, 4)
+        for b in range(2):
+            one = step(params, poisoned, rows[b])
+            two = step(one, clean, rows[1 - b])
+            for weights, at in ((one, rows[1 - b]), (two, rows[b])):
+                total += score(logits(weights, clean, at)[4:], data.goal.label) / 4
+            params = step(params, clean, rows[b])
+        return total
+
+    expected = epoch(phi.state.params) + penalty(noise()) / 2
+    np.testing.assert_allclose(estimate(KEY, noise(), phi, data)[2], expected, rtol=1e-10)
+
+
 def test_ages_and_the_fresh_start(x64):
     """Steps taken are epochs x batches; a surrogate of full age forgets every image it saw."""
     init, estimate = compiled("plain")
