@@ -45,14 +45,8 @@ PUREGEN = {
 }
 """Success of the public gradient-matching poisons, tables 1, 7 and 8."""
 ATTACKS = {
-    "base": {},
-    "ens4": {"ensemble": 4},
-    "het": {
-        "ensemble": 6,
-        "surrogate_networks": ("resnet18", "vgg11", "mobilenet_v2"),
-        "poison_batch": 128,
-        "tau": 0.5,
-    },
+    name: TargetedConfig.of_brew(jp.attacks.BREWS[f"benchmark-{name}"])
+    for name in ("base", "ens4", "het")
 }
 """Settings of the three attacks."""
 
@@ -71,8 +65,8 @@ class Config(TargetedConfig):
     """Whether victims also train on random noise of the same size, a comparison of ours."""
     networks: tuple[str, ...] = ("resnet18", "mobilenet_v2", "vgg11")
     recipe: str = "poisoning_benchmark"
-    victims: int = 1
-    eps: float = 8 / 255
+    victims: int = ATTACKS["base"]["victims"]
+    eps: float = ATTACKS["base"]["eps"]
 
     def __post_init__(self):
         super().__post_init__()

@@ -9,20 +9,19 @@ from typing import Any, Self
 import jax
 
 from jaxpoison import attacks, check
-from jaxpoison.attacks import Crafting
+from jaxpoison.attacks import BREWS, Brew, Crafting
 from jaxpoison.attacks.crafting import as_networks
-from jaxpoison.data import Setup, augment
+from jaxpoison.data import Setup
 from jaxpoison.data.setups import PAPER_KEYS, from_key
 from jaxpoison.perturb import Budget
 from jaxpoison.report.arms import Arm, arm
 from jaxpoison.report.images import RECIPES, PaperConfig
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.types import Attack, InputError, Scenario, Split, Victim
-from jaxpoison.victims import recipes
 
 __all__ = ["TargetedConfig"]
 
-MEAN, STD = recipes.NORMALIZATION["cifar10"]
+MAIN = BREWS["main"]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn3": ("small_cnn", {"widths": (8, 16, 32), "pool": "max"})
 }
@@ -52,17 +51,17 @@ class TargetedConfig(PaperConfig):
     }
 
     recipe: str = "witches_brew"
-    victims: int = 8
+    victims: int = MAIN.victims
     """Fresh victims per setup and training set."""
     classes: tuple[int, ...] = ()
     """Of CIFAR-10 that are kept, with labels 0, 1, ... in this order; none keeps all."""
-    networks: tuple[str, ...] = ("resnet18",)
+    networks: tuple[str, ...] = MAIN.networks
     """Victims, names of `jaxpoison.models.create`, or cnn3: convolutions of 8, 16 and 32 channels,
     each with ReLU and a max-pool."""
-    surrogate_networks: tuple[str, ...] = ("resnet18",)
+    surrogate_networks: tuple[str, ...] = MAIN.networks
     """Networks that poisons are crafted on, names as of victims; members of an ensemble take them
     in turn."""
-    ensemble: int = 1
+    ensemble: int = MAIN.ensemble
     """Surrogates K, all trained on the clean set once and shared by all setups."""
     surrogate_recipe: str = "witches_brew"
     """How surrogates are trained, a name as of `recipe`."""
@@ -75,19 +74,19 @@ class TargetedConfig(PaperConfig):
     """Number of the first setup that is run, from 0."""
     num_setups: int | None = None
     """How many setups are run; None is all from the first on."""
-    eps: float = 16 / 255
+    eps: float = MAIN.eps
     """L-infinity radius, pixels in [0, 1]."""
     budget: float = 0.01
     """Poisons as a share of the training set, rounded up; at most their class."""
-    steps: int = 250
+    steps: int = MAIN.steps
     """Of crafting, M."""
-    restarts: int = 8
+    restarts: int = MAIN.restarts
     """Of which the one of the lowest loss is kept, R."""
-    tau: float = 0.1
+    tau: float = MAIN.tau
     """Rate of sign-Adam's first steps, in standard deviations of CIFAR-10's pixels."""
-    poison_batch: int = 512
+    poison_batch: int = MAIN.batch_size
     """Poisons whose gradient is matched together; the rate is in proportion to it."""
-    crafting_augment: bool = True
+    crafting_augment: bool = MAIN.augment
     """Whether poisons are shifted and mirrored at every crafting step."""
     at_once: int = 1
     """Setups that are crafted, and whose victims are trained, at the same time, each on a device of
@@ -116,6 +115,17 @@ class TargetedConfig(PaperConfig):
         tiny |= {"classes": (), "surrogate_recipe": "small", "surrogate_epochs": 1, "ensemble": 1}
         tiny |= {"keys": (0, 1), "steps": 2, "restarts": 1, "budget": 0.05}
         return super().smoke(**tiny | options)
+
+    @staticmethod
+    def of_brew(brew: Brew) -> dict[str, Any]:
+        """The fields that an item of the paper sets; victims are of any network."""
+        names = ("victims", "ensemble", "eps", "steps", "restarts", "tau")
+        own = {name: getattr(brew, name) for name in names}
+        return own | {
+            "surrogate_networks": brew.networks,
+            "poison_batch": brew.batch_size,
+            "crafting_augment": brew.augment,
+        }
 
     @property
     def num_classes(self) -> int:
@@ -174,15 +184,10 @@ class TargetedConfig(PaperConfig):
 
     def crafting(self) -> Crafting:
         """The outer loop by these settings."""
-        moved = augment.shift_flip(fill=MEAN) if self.crafting_augment else None
-        return Crafting(
-            steps=self.steps,
-            tau=self.tau,
-            std=STD,
-            batch_size=self.poison_batch,
-            ensemble=self.ensemble,
-            augment=moved,
-        )
+        names = {"steps", "tau", "ensemble"}
+        own = {name: getattr(self, name) for name in names}
+        own |= {"batch_size": self.poison_batch, "augment": self.crafting_augment}
+        return dataclasses.replace(MAIN, **own).crafting()
 
     def matching(self, members: list[Trainee], expect: str, **changes: Any) -> Arm:
         """The arm of gradient matching; see `crafted`."""
