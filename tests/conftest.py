@@ -46,12 +46,17 @@ def strict_dtypes():
         yield
 
 
-@pytest.fixture
-def quick_compile():
+def _quickly():
     """Compilation without optimization: for tests of wiring, not of speed or of the last bits."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+quick_compile = pytest.fixture(_quickly, name="quick_compile")
+quick_module = pytest.fixture(_quickly, name="quick_module", scope="module")
+"""The same for a module, fixtures of its scope included."""
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from jaxpoison.victims import Recipe, learner, training
 from tests import oracles
 from tests.attacks import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 

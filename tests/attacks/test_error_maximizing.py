@@ -7,6 +7,7 @@ import jaxpoison as jp
 from tests import oracles
 from tests.attacks import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 EPS = 0.15
 

@@ -11,6 +11,7 @@ from jaxpoison.attacks import error_minimizing
 from tests import oracles
 from tests.attacks import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 EPS, STEP = 0.2, 0.05
 INDEX = np.array([6, 2, 0, 5, 3])

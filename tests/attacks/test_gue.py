@@ -20,6 +20,7 @@ from jaxpoison.hypergrad import generator_game, minibatches, value_function
 from jaxpoison.types import Variables
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 

@@ -16,6 +16,7 @@ from jaxpoison.types import Dataset, InputError, Scenario
 from tests.attacks import tiny_generator
 from tests.report import small_job
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 EPS, SHAPE = small_job.EPS, small_job.SHAPE
 POISON = "poison/drawn"
 BUDGET = perturb.Budget("linf", EPS)

@@ -15,6 +15,7 @@ from jaxpoison.types import Attack, Dataset, Info, InputError, Variables, Victim
 from jaxpoison.victims import Classical, recipes
 from tests.report import small_job
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 EPS, PROBES = 0.1, ("train-noise", "test-noise", "poisoned-test")
 BUDGET = jp.perturb.Budget("linf", EPS)
 MAP = (1, 2, 0)

@@ -16,6 +16,7 @@ from jaxpoison.report import Trainee, arm, stored
 from jaxpoison.types import InputError, TrainState
 from tests.report import small_job, small_targeted
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 FOLDER = "small/default"
 
 

@@ -16,6 +16,7 @@ from jaxpoison.types import Dataset, InputError, Split, as_float
 from jaxpoison.victims import Classical, recipes
 from tests.report import small_job
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 BUDGET = jp.perturb.Budget("linf", small_job.EPS)
 NEAREST = Classical(lambda seed: KNeighborsClassifier(1), False, "nobody")
 
