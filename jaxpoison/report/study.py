@@ -14,6 +14,7 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
 """
 
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxpoison.report.judging import Judging
 from jaxpoison.report.poisons import Poisons
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
-from jaxpoison.types import Key, Split, Training, TrainState
+from jaxpoison.types import InputError, Key, Split, Training, TrainState
 
 __all__ = ["Study"]
 
@@ -63,6 +64,8 @@ class Study:
         hosts.check_started(
             distributed=config.distributed is not None, deterministic=config.deterministic
         )
+        if experiment in ("", "..") or pathlib.Path(experiment).name != experiment:
+            raise InputError(f"experiment = {experiment!r}; a plain folder name is needed")
         self.experiment, self.config = experiment, config
         self.plan = config.settings() | json.loads(json.dumps(facts or {}))
         self.console = (console or Console()) if hosts.is_first() else Console(quiet=True)

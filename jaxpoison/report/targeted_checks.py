@@ -58,7 +58,7 @@ def check_setups(setups: Sequence[Setup], split: Split) -> None:
 def check_targeted_arms(arms: Mapping[str, Arm], main: str) -> None:
     """Attacks that are crafted anew for every setup.
 
-    Raises: InputError for other arms, and as `check_arms`.
+    Raises: InputError for other arms, for an `eps` beyond the budget, and as `check_arms`.
     """
     if main not in arms:
         raise InputError(f"main = {main!r}; allowed are {', '.join(arms)}")
@@ -67,6 +67,11 @@ def check_targeted_arms(arms: Mapping[str, Arm], main: str) -> None:
         if not isinstance(one, Arm) or one.trains_generator:
             kind = "trains a generator" if isinstance(one, Arm) else "is stored or derived"
             raise InputError(f"arm {name!r} {kind}; a targeted run crafts one poison per setup")
+        eps, budget = one.settings.get("eps"), one.budget
+        if budget.norm == "linf" and isinstance(eps, int | float) and eps > budget.eps:
+            raise InputError(
+                f"arm {name!r}: eps = {eps:g} is beyond its budget, linf {budget.eps:g}"
+            )
 
 
 def start_all(arms: Mapping[str, Arm], setups: Sequence[Setup], split: Split, aux: Any) -> None:

@@ -45,7 +45,7 @@ def matching(steps=STEPS):
     )
 
 
-def run(runs, *, setups=None, **options):
+def run(runs, *, experiment="small", setups=None, **options):
     """The record of two setups, each with noise and gradient matching, two victims each."""
     fields = {"name", "victims", "share", "craft_seeds", "probes", "overwrite"}
     config = {"runs": pathlib.Path(runs), "victims": 2}
@@ -62,4 +62,4 @@ def run(runs, *, setups=None, **options):
         "surrogates": [Trainee(MLP, RECIPE)],
         "chunk": None,
     }
-    return targeted_job("small", StudyConfig(**config), **job | options)
+    return targeted_job(experiment, StudyConfig(**config), **job | options)

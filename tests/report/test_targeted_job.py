@@ -1,5 +1,6 @@
 """Targeted runs: what a setup leaves, what binds it, what is refused, and where it goes on."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -203,6 +204,18 @@ def rows(**fields):
         ),
         ({"probes": ("train-noise",)}, "probes = ('train-noise',); a targeted run has none"),
         ({"main": "brew"}, "main = 'brew'; allowed are random-noise, gradient-matching"),
+        ({"experiment": "../x"}, "experiment = '../x'; a plain folder name is needed"),
+        (
+            {
+                "arms": {
+                    "brew": small_targeted.matching()._replace(
+                        budget=dataclasses.replace(small_targeted.BUDGET, eps=0.1)
+                    )
+                },
+                "main": "brew",
+            },
+            "arm 'brew': eps = 0.2 is beyond its budget, linf 0.1",
+        ),
         ({"victims": {}}, "there are no victims; name at least one"),
         (
             {"victims": {"": Trainee(small_targeted.MLP, small_targeted.RECIPE), "b": None}},
