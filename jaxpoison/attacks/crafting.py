@@ -4,6 +4,7 @@ delta <- P(delta - rate_m rule(sum_k d objective_k / d delta)), P the ball and t
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,6 +119,11 @@ class Crafting:
         check.at_least(1, score_draws=self.score_draws)
         if not callable(self.init):
             check.one_of(INITIAL, init=self.init)
+        if self.augment is not None and not _takes(self.augment, 2):
+            raise InputError(
+                f"augment = {getattr(self.augment, '__name__', self.augment)!r}; it must be a "
+                "function (key, image) -> image, as augment.shift_flip() returns"
+            )
 
     def update_rule(self, eps: float | Float[Array, ""]) -> optax.GradientTransformation:
         """Gradients of delta, pixel units, to updates; see `attacks.update_rules`."""
@@ -279,6 +285,17 @@ def _check_variables(network: Victim, members: int | None, aux: Any, name: str) 
                 f"{name} has an array of shape {jnp.shape(leaf)} where {(*lead, *want.shape)} is "
                 f"expected, {form}"
             )
+
+
+def _takes(function: Any, num: int) -> bool:
+    """Whether it can be called with `num` positional arguments, as far as can be seen."""
+    try:
+        inspect.signature(function).bind(*range(num))
+    except TypeError:  # too many, too few, or no function at all
+        return False
+    except ValueError:  # a built-in that does not say
+        pass
+    return True
 
 
 def _initial(crafting: Crafting) -> Any:

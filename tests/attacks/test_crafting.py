@@ -11,6 +11,7 @@ import pytest
 
 import jaxpoison as jp
 from jaxpoison.attacks.crafting import Crafting, craft
+from jaxpoison.data import augment
 from jaxpoison.types import InputError, Objective
 
 EPS, STD, STEPS, MEMBERS, TAU, BATCH = 16 / 255, (0.2, 0.25, 0.4), 20, 2, 0.03, 256
@@ -312,6 +313,10 @@ def test_an_aux_of_another_form_is_one_line():
         ({"optimizer": "signAdam"}, "optimizer = 'signAdam'; allowed are sign_adam, adam, mom_pgd"),
         ({"tau": 0.0}, "tau = 0.0; it must be a finite number above 0"),
         ({"std": ()}, "std is empty; it must have one number, or one per channel"),
+        (
+            {"augment": augment.shift_flip},
+            "augment = 'shift_flip'; it must be a function (key, image) -> image, as",
+        ),
         ({"std": (0.2, 0.0)}, "std = 0.0; it must be a finite number above 0"),
         ({"batch_size": 0}, "batch_size = 0; it must be at least 1"),
         ({"ensemble": 0}, "ensemble = 0; it must be at least 1"),
