@@ -133,7 +133,7 @@ def load(path: str | os.PathLike[str], *, victim: Victim | None = None) -> Train
     card, seal = saved.read_card(folder, KIND, _card)
     if victim is None:
         if card.network is None:
-            raise InputError(f"{folder} holds a network of your own; pass it as victim=")
+            raise InputError(f"{folder} holds a network of your own; pass it as victim= of load")
         victim = models.create(card.network, card.image_shape, card.num_classes, **card.options)
     _checked_shape(victim, card.image_shape, card.num_classes)
     lead = () if card.num is None else (card.num,)
