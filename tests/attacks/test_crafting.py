@@ -14,6 +14,7 @@ from jaxpoison.attacks.crafting import Crafting, craft
 from jaxpoison.data import augment
 from jaxpoison.types import InputError, Objective
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 EPS, STD, STEPS, MEMBERS, TAU, BATCH = 16 / 255, (0.2, 0.25, 0.4), 20, 2, 0.03, 256
 IMAGE = np.asarray([[0.02, 0.5, 0.97], [0.3, 0.01, 0.6]]).reshape(2, 1, 1, 3)
 START = (np.linspace(-0.9, 0.8, 6) * EPS).reshape(2, 1, 1, 3)

@@ -14,6 +14,7 @@ from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import InputError, TrainState
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 

@@ -13,6 +13,7 @@ from jaxpoison.perturb import generated, generator
 from jaxpoison.types import Variables
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 EPS, RATE, STEPS = 0.15, 0.5, 5
 

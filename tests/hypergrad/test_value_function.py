@@ -16,6 +16,7 @@ from jaxpoison.types import InputError, Variables
 from tests import oracles
 from tests.attacks.tiny import forward, losses_and_gradients
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 EPS, BARRIER, RATE = 0.1, 1.5, 0.02
 

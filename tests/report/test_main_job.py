@@ -12,6 +12,8 @@ from jaxpoison.types import Dataset, InputError, Split
 from jaxpoison.victims import Recipe
 from tests.report import small_job
 
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 
 def files(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

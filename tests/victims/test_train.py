@@ -14,6 +14,7 @@ from jaxpoison.types import Batch, Dataset, InputError, Learner, Split, TrainSta
 from jaxpoison.victims import Recipe, recipes
 from jaxpoison.victims.learner import StepInfo
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY, SHAPE, CLASSES = jax.random.key(0), (8, 8, 1), 3
 
 
