@@ -256,7 +256,9 @@ def test_a_preset_says_what_its_source_says(name, arguments, epochs, fields, sch
 
 
 def test_every_preset_is_in_the_table():
-    listed = {name for name, *_ in PRESETS} | {"NORMALIZATION", "small", "sep_surrogate"}
+    listed = {name for name, *_ in PRESETS} | {
+        "NORMALIZATION", "small", "sep_surrogate", "witches_brew_small",
+    }  # fmt: skip
     assert listed == set(recipes.__all__)
 
 
