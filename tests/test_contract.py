@@ -171,6 +171,16 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
     "keep_best": (selected, "linf", 0.1),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", ATTACKS)
+ALIKE = {  # a row whose step is that of another one but for one formula or setting: that row
+    "error_minimizing_class": "error_minimizing",
+    "error_maximizing_untargeted": "error_maximizing",
+    "gue": "gue_adv",
+    "mean_feature_collision": "bullseye_polytope",
+    "bilevel_class_wise": "bilevel_unrolled",
+}
+STEPS = pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ALIKE])
+"""The rows for the promises about how a step is run, not about what it makes: compiling is dear."""
+QUICK = pytest.mark.usefixtures("quick_compile")  # but for the promise of equal bits on devices
 
 
 @functools.cache
@@ -206,6 +216,7 @@ def test_state_and_info_keep_their_form(name):
 
 
 @EVERY
+@QUICK
 def test_budget_box_labels_and_untouched_rows(name):
     _, info, poisoned = finished(name)
     _, norm, eps = ATTACKS[name]
@@ -229,6 +240,7 @@ def test_budget_box_labels_and_untouched_rows(name):
 
 
 @EVERY
+@QUICK
 def test_zero_budget_changes_nothing(name):
     if name == "one_pixel":
         pytest.skip("no pixel is refused by the factory; tested there")
@@ -239,6 +251,7 @@ def test_zero_budget_changes_nothing(name):
 
 
 @EVERY
+@QUICK
 def test_the_same_key_gives_the_same_bits_and_nothing_is_compiled_twice(name):
     state, _ = jp.run(attack(name), KEY, scenario(), num_steps=3)
     before = jp.loops._run._cache_size()
@@ -248,7 +261,8 @@ def test_the_same_key_gives_the_same_bits_and_nothing_is_compiled_twice(name):
     chex.assert_trees_all_equal(finished(name)[0], state)
 
 
-@EVERY
+@STEPS
+@QUICK
 def test_jit_equals_eager(name):
     state = attack(name).init(KEY, scenario())
     chex.assert_trees_all_close(state, jax.jit(attack(name).init)(KEY, scenario()), atol=1e-5)
@@ -257,7 +271,7 @@ def test_jit_equals_eager(name):
     chex.assert_trees_all_close(eager, jitted, atol=1e-4, rtol=1e-4)
 
 
-@EVERY
+@STEPS
 def test_map_equals_devices_and_fewer_restarts_bit_for_bit(name):
     four = jp.over_restarts(attack(name), 4)
     state, info = jp.run(four, KEY, scenario(), num_steps=2)
@@ -272,7 +286,8 @@ def test_map_equals_devices_and_fewer_restarts_bit_for_bit(name):
     chex.assert_trees_all_equal(three, jax.tree.map(lambda x: x[:3], state))
 
 
-@EVERY
+@STEPS
+@QUICK
 def test_a_restart_is_a_single_run_and_vmap_agrees(name):
     two = jp.over_restarts(attack(name), 2)
     state = jax.jit(two.init)(KEY, scenario())
@@ -287,7 +302,8 @@ def test_a_restart_is_a_single_run_and_vmap_agrees(name):
     chex.assert_trees_all_close(mapped, after, atol=1e-4, rtol=1e-4)
 
 
-@EVERY
+@STEPS
+@QUICK
 def test_save_load_continue_is_uninterrupted(name, tmp_path):
     options = {"num_steps": 4, "save_every": 2}
     whole, info, _ = jp.run_chunks(attack(name), KEY, scenario(), **options)
@@ -302,6 +318,7 @@ def test_save_load_continue_is_uninterrupted(name, tmp_path):
 
 
 @EVERY
+@QUICK
 def test_the_stored_poison_keeps_its_budget(name, tmp_path):
     _, norm, eps = ATTACKS[name]
     data = scenario()

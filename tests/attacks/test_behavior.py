@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 import jaxpoison as jp
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(3)
 EPS = 0.3
 EPOCHS = 15

@@ -15,6 +15,7 @@ from jaxpoison.report import StudyConfig, command_line, figures, page
 from tests.report import small_job
 from tests.report.test_study import files
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 STAGES = {  # in the order of the job: where the code is, and of which file or part
     "settings": (checkpoint, "write_json", "config.json"),
     "checkpoint": (checkpoint.ocp, "save", "craft/surrogate"),
@@ -26,8 +27,8 @@ STAGES = {  # in the order of the job: where the code is, and of which file or p
     "generator": (checkpoint.ocp, "save", ".generator."),
     "its card": (checkpoint, "write_json", "generator.json"),
     "its poison": (poison_files, "_fill", "drawn"),
-    "grid": (figures, "_save", "grid.png"),
-    "curves": (figures, "_save", "curves.png"),
+    "grid": (figures, "save", "grid.png"),
+    "curves": (figures, "save", "curves.png"),
     "record": (checkpoint, "write_json", "result.json"),
     "page": (page, "write_run", "default"),
 }

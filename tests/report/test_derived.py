@@ -12,6 +12,7 @@ from jaxpoison.types import Dataset, InputError
 from jaxpoison.victims import recipes
 from tests.report import small_job
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 BUDGET = jp.perturb.Budget("linf", small_job.EPS)
 NOISE = "random-noise"
 

@@ -20,14 +20,7 @@ from tests.test_hosts import ROOT
 
 FOLDER = "small/default"
 ARMS = ("gradient-matching",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """As `quick_compile`: what is compared here is compiled alike."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_module")  # what is compared is compiled alike
 
 
 @pytest.fixture(scope="module")
