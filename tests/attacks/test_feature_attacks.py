@@ -14,6 +14,7 @@ from jaxpoison.attacks import POLYTOPE_BENCHMARK, Crafting
 from jaxpoison.attacks.targeted.convex_polytope import hull_coefficients
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 SIDE, D = 3, 4
 

@@ -19,6 +19,7 @@ from jaxpoison.attacks.targeted.metapoison import _margin, _rate
 from jaxpoison.types import Dataset, InputError, Scenario
 from jaxpoison.victims import Recipe
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY, EPS = jax.random.key(0), 0.2
 
 

@@ -11,6 +11,7 @@ from jaxpoison.models import adapt, num_params
 from jaxpoison.models.adapt import standardize
 from jaxpoison.types import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 SHAPE = (4, 3, 2)
 x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, *SHAPE)), jnp.float32)
 

@@ -20,6 +20,7 @@ from jaxpoison.models.wide_resnet import WideResNet
 from jaxpoison.types import InputError
 from tests.models.miniatures import filled
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 CIFAR, IMAGENET, TINY = (32, 32, 3), (224, 224, 3), (64, 64, 3)
 large = {"stem": "imagenet"}
 

@@ -12,6 +12,7 @@ from jaxpoison import models
 from jaxpoison.types import InputError, Variables
 from tests.models.miniatures import ramp
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 # Names and shapes as the released code has them, written from its listings.
 
 

@@ -12,6 +12,7 @@ from jaxpoison.perturb import Budget, color_bound, color_map, colored, per_sampl
 from jaxpoison.types import Dataset, InputError, Scenario
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY, EPS, SHIFT = jax.random.key(0), 8 / 255, 0.04
 Y = (0.299, 0.587, 0.114)  # BT.601: U = 0.492 (B - Y), V = 0.877 (R - Y), as printed there
 

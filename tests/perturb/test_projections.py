@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from jaxpoison.perturb import Budget, project, project_ball, project_l0, project_l2, project_linf
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 SHAPE = (4, 3, 5, 2)
 CASES = [("linf", 8 / 255), ("linf", 1.0), ("l2", 0.3), ("l2", 1.7), ("l0", 1), ("l0", 7)]
 

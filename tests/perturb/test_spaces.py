@@ -7,6 +7,7 @@ from jax.test_util import check_grads
 from jaxpoison.perturb import Budget, class_wise, per_sample, poison
 from jaxpoison.types import Dataset, InputError, Scenario, as_float
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 BUDGETS = [Budget("linf", 8 / 255), Budget("l2", 0.5), Budget("l0", 2)]
 SPACES = {
     "per_sample": per_sample,

@@ -26,6 +26,7 @@ from jaxpoison import tree, victims
 from jaxpoison.models import layers
 from jaxpoison.types import Dataset, Split, as_float
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 FULL, HALF = jnp.float32, jnp.bfloat16
 BATCH = 64
 # with BatchNorm or without: (g, B, cos, signs of all pixels, of large ones)
