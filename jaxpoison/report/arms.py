@@ -1,11 +1,13 @@
 """The training sets of an experiment: attacks to run, poisons that are stored already, controls."""
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -39,7 +41,7 @@ class Arm(NamedTuple):
     """One poisoned training set of an experiment.
 
     Attributes:
-      attack: the attack, or restarts of one (the best is taken).
+      attack: the attack, or restarts of one, one after another (the best is taken).
       num_steps: steps it runs.
       budget: what its stored images keep.
       expect: one line for the reader.
@@ -49,6 +51,8 @@ class Arm(NamedTuple):
       network: the network of an attack that trains a generator.
       sweep: its place in a sweep.
       rounding: how its images are stored: to grey levels as in `poisoned.write`, or "none".
+      restarts: how many.
+      has_mesh: whether the attack spreads its own work over devices (`Crafting.mesh`).
     """
 
     attack: Attack
@@ -60,6 +64,18 @@ class Arm(NamedTuple):
     network: Generator | None = None
     sweep: Point | None = None
     rounding: str = "nearest"
+    restarts: int = 1
+    has_mesh: bool = False
+
+    def spread(self) -> Attack:
+        """The attack, its restarts shared out over the devices of all hosts; the same results.
+
+        Where the devices are taken by the attack itself, or hosts cannot share the restarts evenly,
+        it is `attack` as it stands.
+        """
+        if self.restarts == 1 or self.has_mesh or self.restarts % jax.process_count():
+            return self.attack
+        return _spread(self.attack.single, self.restarts)
 
     @property
     def trains_generator(self) -> bool:
@@ -161,7 +177,19 @@ def arm(
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
     wanted = bound.arguments.get("label_map")
     label_map = None if wanted is None else tuple(int(label) for label in wanted)
-    return Arm(attack, num_steps, budget, expect, settings, label_map, network, rounding=rounding)
+    crafting = bound.arguments.get("crafting")
+    return Arm(
+        attack,
+        num_steps,
+        budget,
+        expect,
+        settings,
+        label_map,
+        network,
+        rounding=rounding,
+        restarts=restarts,
+        has_mesh=getattr(crafting, "mesh", None) is not None,
+    )
 
 
 def control(
@@ -215,6 +243,12 @@ def stored(path: pathlib.Path, expect: str) -> Stored:
 
 
 _UNSAID = object()
+
+
+@functools.cache
+def _spread(attack: Attack, restarts: int) -> Attack:
+    """Made once, so that it compiles once."""
+    return over.spread(attack, restarts)
 
 
 def _setting(value: Any) -> Any:

@@ -184,7 +184,7 @@ class _Sets:
             return poisons.derive(label, one, of, key, scenario, source=source)
         return poisons.craft(
             label,
-            one.attack,
+            one.spread(),
             jax.random.fold_in(self._attack_key, s),
             scenario,
             num_steps=one.num_steps,
@@ -217,7 +217,7 @@ class _Sets:
         if label not in self._held_out:
             self._held_out[label] = self._study.poisons.held_out(
                 label,
-                one.attack,
+                one.spread(),
                 jax.random.fold_in(self._attack_key, s),
                 self._scenario,
                 self._test,

@@ -162,9 +162,9 @@ def finished(work: Work) -> dict[str, Any] | None:
 
 def craft(work: Work, name: str, one: Arm, key: Key, sweep: Sweep) -> Crafted:
     """Run the attack of an arm on one setup; of restarts the best one counts."""
-    process = numbered(one.attack)
-    state, info, seconds = work.run("craft", name, process, key, sweep, one.num_steps)
-    return chosen(one.attack, state, info, sweep.data, seconds.compile + seconds.steps)
+    attack = one.spread()
+    state, info, seconds = work.run("craft", name, numbered(attack), key, sweep, one.num_steps)
+    return chosen(attack, state, info, sweep.data, seconds.compile + seconds.steps)
 
 
 def chosen(attack: Attack, state: Any, info: Any, scenario: Scenario, seconds: float) -> Crafted:

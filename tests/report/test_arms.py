@@ -3,6 +3,9 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxpoison as jp
@@ -39,3 +42,13 @@ def test_the_settings_of_an_arm_have_every_field_of_its_crafting():
     fields = dataclasses.asdict(crafting) | {"std": [0.2], "augment": crafting.augment.__qualname__}
     assert written["crafting"] == fields
     assert matching().settings["crafting"]["tau"] == 0.1
+
+
+def test_restarts_are_shared_out_over_the_devices_with_the_same_bits():
+    one = arm(jp.attacks.random_noise, eps=0.1, budget=Budget("linf", 0.1), expect="", restarts=4)
+    data = jp.data.synthetic.blobs(jax.random.key(0), 6, num_classes=2, image_shape=(3, 3, 1))
+    given = jp.Scenario(data, data, jnp.arange(6))
+    state = jax.jit(one.spread().init)(jax.random.key(1), given)
+    assert len(state.sharding.device_set) == 4
+    np.testing.assert_array_equal(state, jax.jit(one.attack.init)(jax.random.key(1), given))
+    assert one.spread() is one.spread() and one._replace(has_mesh=True).spread() is one.attack
