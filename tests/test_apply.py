@@ -18,6 +18,7 @@ from jaxpoison.report import Study, StudyConfig, arm
 from jaxpoison.types import Scenario
 from tests.attacks import tiny_generator
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 EPS = 0.1
 
 

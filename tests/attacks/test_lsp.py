@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestCentroid
 import jaxpoison as jp
 from jaxpoison.attacks.unlearnable.lsp import lsp_noise
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 

@@ -11,6 +11,7 @@ from sklearn.linear_model import RidgeClassifier
 import jaxpoison as jp
 from jaxpoison.attacks.unlearnable.one_pixel import shortcut_scores
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 

@@ -9,6 +9,7 @@ import scipy.ndimage
 from jaxpoison.data import augment
 from jaxpoison.types import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 SHAPES = [(32, 32, 3), (8, 8, 1), (6, 11, 2)]
 
 

@@ -8,6 +8,7 @@ import pytest
 from jaxpoison.data.mixing import cutmix, mixup
 from jaxpoison.types import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 NUM = 5
 IMAGE = jnp.asarray(np.random.RandomState(0).rand(NUM, 6, 8, 2), jnp.float32)
 

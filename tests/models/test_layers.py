@@ -11,6 +11,8 @@ from jax import lax
 
 from jaxpoison.models.layers import avg_pool, conv, dense, global_mean, logits, max_pool
 
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 
 def stock(x, window, stride):
     return lax.reduce_window(

@@ -12,6 +12,7 @@ from jaxpoison.types import Variables
 from jaxpoison.victims import poisoned_online
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 KEY = jax.random.key(0)
 
 
