@@ -118,7 +118,9 @@ def write(
     """
     eps = as_json(eps, "eps")
     check_norm(norm, eps, pixels=domain != "features")
-    _check_choices(domain, rows, source)
+    check.one_of(DOMAINS, domain=domain)
+    check.one_of(ROWS, rows=rows)
+    check_source(source)
     label, clean_label = np.asarray(poisoned.label, np.int32), np.asarray(clean.label, np.int32)
     origin = _origin(source_rows, len(label), len(clean_label), rows)
     mask = _mask(index, len(label), origin)
@@ -207,12 +209,13 @@ def _intact_manifest(folder: pathlib.Path) -> Manifest:
     return manifest
 
 
-def _check_choices(domain: str, rows: str, source: Mapping[str, Any]) -> None:
-    check.one_of(DOMAINS, domain=domain)
-    check.one_of(ROWS, rows=rows)
-    unknown = sorted(set(source) - set(_SOURCE))
-    if unknown or not source.get("name"):
-        raise InputError(f"source = {dict(source)}; allowed are name (needed), split, data_dir")
+def check_source(source: Mapping[str, Any]) -> None:
+    """An `InputError` unless it says where a set comes from, as `write` takes it."""
+    sound = isinstance(source, Mapping) and set(source) <= set(_SOURCE)
+    if not sound or not source.get("name"):
+        raise InputError(
+            f"source = {source!r}; a dict is needed: allowed are name (needed), split, data_dir"
+        )
 
 
 def _origin(source_rows: Any, num: int, num_clean: int, rows: str) -> np.ndarray:

@@ -218,8 +218,8 @@ def from_triplet(triplet: str, train_label: Any, test_label: Any, *, budget: flo
       budget: as in `from_key`.
 
     Errors:
-      InputError for another form, a row or class that is not there, an image of another class than
-      a. A class with fewer images than the budget gives all, with a warning.
+      InputError for another form, a = b, a row or class that is not there, an image of another
+      class than a. A class with fewer images than the budget gives all, with a warning.
     Source: Geiping et al. 2021, their published code; MetaPoison (Huang et al. 2020) likewise.
     """
     parts = re.fullmatch(r"(\d{1,9})-(\d{1,9})-(\d{1,9})", triplet, re.ASCII)
@@ -229,6 +229,8 @@ def from_triplet(triplet: str, train_label: Any, test_label: Any, *, budget: flo
         )
     train_label, test_label, _ = _labels(train_label, test_label, None)
     true, wanted, row = map(int, parts.groups())
+    if wanted == true:
+        raise InputError(f"triplet = {triplet!r}; the intended class must be another one")
     if row >= len(test_label):
         raise InputError(f"triplet = {triplet!r}; the test set has {len(test_label)} rows")
     if test_label[row] != true:

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxpoison import check, over
+from jaxpoison.data import poisoned
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.report.arms import Arm, Stored
 from jaxpoison.report.derived import Derived
@@ -66,6 +67,7 @@ def job(
     """
     check.one_of(tuple(arms), main=main)
     check_arms(arms)
+    poisoned.check_source(source)
     trainees = {k: v for k, v in victims.items() if isinstance(v, Trainee)}
     rows_key, victim_key, surrogate_key, attack_key = jax.random.split(
         jax.random.key(config.seed), 4

@@ -117,6 +117,7 @@ def targeted_job(
     check_targeted_arms(arms, main)
     check_settings(config, victims)
     check_members(surrogates)
+    poisoned.check_source(source)
     split = check_split(split, [*victims.values(), *surrogates])
     check_setups(setups, split)
     side_by_side = check_at_once(at_once, mesh, fresh_surrogates)

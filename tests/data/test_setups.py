@@ -149,6 +149,7 @@ def test_a_triplet_names_the_test_row_and_takes_the_first_of_the_class():
         (lambda: setups.from_key(0, SMALL, SMALL, num_classes=3), "label 3 of row 3 is outside"),
         (lambda: setups.from_key(0, SMALL, SMALL[:0]), "test_label has shape"),
         (lambda: setups.from_key(0, SMALL, SMALL * 0 + 3), "class 2 has no test image"),
+        (lambda: setups.from_triplet("2-2-6", SMALL, SMALL), "the intended class must be another"),
         (lambda: setups.from_triplet("2-1", SMALL, SMALL), "allowed is TARGET_CLASS-INTENDED"),
         (lambda: setups.from_triplet("2-1-100", SMALL, SMALL), "the test set has 100 rows"),
         (lambda: setups.from_triplet("2-1-5", SMALL, SMALL), "test row 5 is of class 1, not 2"),

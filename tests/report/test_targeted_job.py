@@ -204,6 +204,10 @@ def rows(**fields):
         ),
         ({"probes": ("train-noise",)}, "probes = ('train-noise',); a targeted run has none"),
         ({"main": "brew"}, "main = 'brew'; allowed are random-noise, gradient-matching"),
+        (
+            {"source": "blobs"},
+            "source = 'blobs'; a dict is needed: allowed are name (needed), split, data_dir",
+        ),
         ({"experiment": "../x"}, "experiment = '../x'; a plain folder name is needed"),
         (
             {
