@@ -209,7 +209,7 @@ def _intact_manifest(folder: pathlib.Path) -> Manifest:
     return manifest
 
 
-def check_source(source: Mapping[str, Any]) -> None:
+def check_source(source: Any) -> None:
     """An `InputError` unless it says where a set comes from, as `write` takes it."""
     sound = isinstance(source, Mapping) and set(source) <= set(_SOURCE)
     if not sound or not source.get("name"):
