@@ -68,14 +68,14 @@ class Config(ImageConfig):
     """L-infinity radius, pixels in [0, 1]."""
     steps: int = 100
     """Of crafting."""
-    attacks: tuple[str, ...] = ATTACKS
+    methods: tuple[str, ...] = ATTACKS
     """Which of them are made, beside random noise; the others are tested against the first."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.attacks:
-            jp.check.one_of(ATTACKS, attacks=name)
-        for name in ("attacks", "keys"):
+        for name in self.methods:
+            jp.check.one_of(ATTACKS, methods=name)
+        for name in ("methods", "keys"):
             if not getattr(self, name):
                 raise jp.InputError(f"there are no {name}; name at least one")
         numbers = {"pretrain_epochs": self.pretrain_epochs, "steps": self.steps}
@@ -87,7 +87,7 @@ class Config(ImageConfig):
         """Seconds: linear networks on the pixels, one setup, one attack, two steps."""
         linear = {"network": "logistic_regression", "black_box": "logistic_regression"}
         small = {"pretrain_images": 200, "pretrain_epochs": 1, "keys": (0,), "steps": 2}
-        small |= {"attacks": ATTACKS[:1]}
+        small |= {"methods": ATTACKS[:1]}
         return super().smoke(**linear | small | {"budget": 0.05} | options)
 
     def trainee(self, network: str, victim: jp.Victim, number: int) -> Trainee:
@@ -162,8 +162,8 @@ def main(config: Config) -> dict:
         victims={"white-box": known, "black-box": other},
         split=split,
         source=source,
-        arms=control(budget) | {name: arms[name] for name in config.attacks},
-        main=config.attacks[0],
+        arms=control(budget) | {name: arms[name] for name in config.methods},
+        main=config.methods[0],
         surrogates=[known],
         clean="the reference, about 50",
         **config.memory(),

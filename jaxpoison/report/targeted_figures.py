@@ -88,7 +88,8 @@ def pairs(path: pathlib.Path, record: dict[str, Any]) -> None:
         axis.errorbar(places, mean, yerr=[mean - low, high - mean], color=figures.COLORS[0],
                       linewidth=2.2, marker="o", markersize=5, capsize=3)  # fmt: skip
         figures.dress(axis, "", "probability of the wanted label, %")
-        axis.set_xticks(places, [_short(arm) for arm in arms], fontsize=9)
+        slanted = {"rotation": 30, "ha": "right"} if len(arms) > 4 else {}
+        axis.set_xticks(places, [_short(arm) for arm in arms], fontsize=9, **slanted)
         axis.set_xlim(-0.3, len(arms) - 0.7)
     figures.save(figure, path)
 

@@ -13,7 +13,7 @@ RNG = np.random.RandomState(0)
 def kept(monkeypatch):
     """Figures as they are before they become pixels."""
     figures_kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: figures_kept.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: figures_kept.append(figure))
     return figures_kept
 
 

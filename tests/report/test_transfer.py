@@ -217,5 +217,5 @@ def test_victims_that_start_from_a_pretrained_network_are_of_another_job(tmp_pat
     warm = Trainee(network, recipes.small(epochs=1, batch_size=16), start)
     with pytest.raises(InputError, match="transfer is for targeted runs"):
         transfer_job("many", StudyConfig(runs=tmp_path), victims={"warm": warm},
-                     split=small_job.split(), source={}, arms=control(BUDGET),
+                     split=small_job.split(), source={"name": "blobs"}, arms=control(BUDGET),
                      main="random-noise")  # fmt: skip
