@@ -80,7 +80,10 @@ PARTS: dict[str, Part] = {
         parts.experiment("cifar10_gradient_matching"), 240, "paper scale, ten keys", SSIM
     ),
     "cifar10_poisoning_benchmark": Part(
-        parts.experiment("cifar10_poisoning_benchmark"), 480, "paper scale, 100 setups", SSIM
+        parts.experiment("cifar10_poisoning_benchmark", benchmark="cifar10_from_scratch.npz"),
+        480,
+        "paper scale, 100 setups",
+        SSIM,
     ),
     "cifar10_ablation": Part(parts.experiment("cifar10_ablation"), 480, "paper scale", SSIM),
     "cifar10_method_comparison": Part(

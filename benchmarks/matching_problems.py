@@ -1,8 +1,8 @@
 """The crafting step of gradient matching on the fixed problems: attack, scenario, settings.
 
 Poisons are noise images of random labels, the target is one more, as is the surrogate: a step costs
-the same on any data. Half of them would do; the batch is that of `benchmarks.problems`, on an
-accelerator the 500 poisons of the paper.
+the same on any data. The batch is that of `benchmarks.problems`, on an accelerator the 500 poisons
+of the paper.
 """
 
 from typing import Any, NamedTuple

@@ -101,14 +101,27 @@ def parity(options: Options) -> dict[str, Any]:
     return {"data": origin} | parity_check.measure(train, network, steps=steps)
 
 
-def experiment(name: str) -> Callable[[Options], dict[str, Any]]:
-    """A part that runs `experiments.NAME` at full scale and returns its record."""
+def experiment(name: str, **files: str) -> Callable[[Options], dict[str, Any]]:
+    """A part that runs `experiments.NAME` at full scale and returns its record.
+
+    Args:
+      name: of the script.
+      **files: settings of it that are files in --data-dir; a rehearsal does without.
+    """
 
     def run(options: Options) -> dict[str, Any]:
         if options.data_dir is None:
             raise InputError(f"{name} needs --data-dir, with cifar10-train.npz and -test.npz")
         module = importlib.import_module(f"experiments.{name}")
-        settings = {"data_dir": options.data_dir, "runs": options.runs, "dtype": options.dtype}
+        settings: dict[str, Any] = {
+            "data_dir": options.data_dir,
+            "runs": options.runs,
+            "dtype": options.dtype,
+        }
+        for setting, file in () if options.smoke else files.items():
+            settings[setting] = options.data_dir / file
+            if not settings[setting].exists():
+                raise InputError(f"{name} needs {file} in --data-dir {options.data_dir}")
         make = module.Config.smoke if options.smoke else module.Config
         keep_programs()
         return module.main(make(**settings, victims=options.victims))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bench_matching, matching_problems, problems, tables
+from benchmarks import accelerator, bench_matching, matching_problems, parts, problems, tables
 from jaxpoison.data import augment
 from jaxpoison.types import InputError
 
@@ -69,3 +69,9 @@ def test_the_record_and_its_tables(quick_compile, monkeypatch):
 def test_a_problem_that_is_not_there():
     with pytest.raises(InputError, match="no problem's name contains 'vgg'"):
         bench_matching.measure(1, only="vgg")
+
+
+def test_the_benchmark_part_asks_for_its_setups_before_it_runs(tmp_path):
+    options = parts.Options(data_dir=tmp_path)
+    with pytest.raises(InputError, match="needs cifar10_from_scratch.npz in --data-dir"):
+        accelerator.PARTS["cifar10_poisoning_benchmark"].run(options)

@@ -104,7 +104,7 @@ def gradient_matching(
 def brew(crafting: Crafting, starts: Any, num_steps: int) -> torch.Tensor:
     """Restarts one after another, each of `num_steps` steps; their last losses.
 
-    The rate falls as in the paper only where a step's time would change with it, which it does not.
+    The rate stays as it begins, unlike in ours: that changes losses, not the time of a step.
     """
     losses = []
     for start in starts:
