@@ -17,6 +17,8 @@ __all__ = [
     "Batch",
     "Bilevel",
     "Dataset",
+    "Decoder",
+    "Filter",
     "Game",
     "Generator",
     "Hypergrad",
@@ -28,6 +30,7 @@ __all__ = [
     "Perturbation",
     "Replaced",
     "Scenario",
+    "Screening",
     "Split",
     "Streaming",
     "Sweep",
@@ -195,6 +198,20 @@ class Generator(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
 
+class Decoder(NamedTuple):
+    """A network from features back to images; hashable.
+
+    Attributes:
+      init: (key) -> Variables.
+      apply: (variables, features [B, D], *, train) -> (image [B, H, W, C] float32 in [0, 1], new
+        stats). With `train=True` BatchNorm uses batch statistics; else running statistics, and
+        `stats` come back unchanged.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Array, PyTree]]
+
+
 class Learner(NamedTuple):
     """How a victim learns from one batch.
 
@@ -219,11 +236,15 @@ class Perturbation(NamedTuple):
       apply: (theta, scenario, rows [B]) -> Batch, differentiable in theta; rows that may not
         change come back clean.
       project: (theta, scenario) -> theta inside the budget and, joined to the images, the box.
+      release: (theta, scenario) -> Dataset, of a space that adds rows: the N clean ones, then the
+        added ones, which `apply` knows as rows N, N + 1, ... None where the N rows are all there
+        are.
     """
 
     init: Callable[..., PyTree]
     apply: Callable[..., Batch]
     project: Callable[..., PyTree]
+    release: Callable[..., "Dataset"] | None = None
 
 
 class Bilevel(NamedTuple):
@@ -343,6 +364,29 @@ class Training(NamedTuple):
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
     single: "Training | None" = None
+
+
+class Screening(NamedTuple):
+    """What a filter makes of a training set.
+
+    Attributes:
+      keep: [N] bool, the rows to train on.
+      score: [N] float32, by which it decided; larger is more suspicious.
+    """
+
+    keep: Array
+    score: Float[Array, " n"]
+
+
+class Filter(NamedTuple):
+    """A defense that removes rows of a training set before a victim sees it.
+
+    Attributes:
+      screen: (key, dataset, aux) -> Screening, of fixed shape. `aux` are arrays the defender has,
+        any pytree: a network trained on the set, trusted clean rows; each filter says which.
+    """
+
+    screen: Callable[..., Screening]
 
 
 class Streaming(NamedTuple):

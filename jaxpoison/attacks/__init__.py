@@ -9,6 +9,7 @@ from jaxpoison.attacks.generator_store import (
     poison_dataset,
     save_generator,
 )
+from jaxpoison.attacks.indiscriminate.gradient_canceling import gradient_canceling
 from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.targeted.bullseye_polytope import bullseye_polytope
 from jaxpoison.attacks.targeted.convex_polytope import convex_polytope
@@ -45,6 +46,7 @@ __all__ = [
     "error_maximizing",
     "error_minimizing",
     "feature_collision",
+    "gradient_canceling",
     "gradient_matching",
     "gue",
     "gue_adv",

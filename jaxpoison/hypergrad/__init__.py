@@ -4,6 +4,7 @@ from jaxpoison.hypergrad.adaptation import adaptation
 from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.along_training import Surrogate, along_training
 from jaxpoison.hypergrad.alternating import alternating
+from jaxpoison.hypergrad.canceling import Canceling, canceling
 from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
@@ -19,12 +20,14 @@ from jaxpoison.hypergrad.value_function import value_function
 
 __all__ = [
     "Aimed",
+    "Canceling",
     "Moving",
     "Surrogate",
     "adaptation",
     "aligned",
     "along_training",
     "alternating",
+    "canceling",
     "at_surrogate",
     "clean_batch",
     "feature_objective",

@@ -19,15 +19,17 @@ def logistic_regression(
     image_shape: Sequence[int],
     num_classes: int = 10,
     *,
+    bias: bool = True,
     dtype: Any = jnp.float32,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Victim:
-    """Multinomial logistic regression: z = W vec(x) + b.
+    """Multinomial logistic regression: z = W vec(x) + b; the linear head of features [B, 1, 1, D].
 
     Args:
       image_shape: (H, W, C).
       num_classes: L, at least 2.
+      bias: whether there is a b.
       dtype: compute dtype; parameters and logits stay float32.
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
@@ -36,7 +38,14 @@ def logistic_regression(
     Errors: InputError for a bad argument.
     """
     return mlp(
-        image_shape, num_classes, hidden=(), batch_norm=False, dtype=dtype, mean=mean, std=std
+        image_shape,
+        num_classes,
+        hidden=(),
+        batch_norm=False,
+        bias=bias,
+        dtype=dtype,
+        mean=mean,
+        std=std,
     )
 
 
@@ -47,6 +56,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     batch_norm: bool = True,
     logits_norm: bool | None = None,
+    bias: bool = True,
     dtype: Any = jnp.float32,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -63,6 +73,7 @@ def mlp(
       hidden: widths of the hidden layers.
       batch_norm: BatchNorm after every hidden layer.
       logits_norm: BatchNorm on the logits; None for as `batch_norm`.
+      bias: whether the last layer has one.
       dtype: compute dtype; parameters, statistics and logits stay float32.
       mean: per channel, pixel units, subtracted first; None for zeros.
       std: per channel, pixel units, divided by; None for ones.
@@ -75,7 +86,7 @@ def mlp(
         check.at_least(1, hidden=width)
     shape = check_image_shape(image_shape)
     on_logits = batch_norm if logits_norm is None else logits_norm
-    module = MLP(num_classes, tuple(hidden), batch_norm, on_logits, dtype)
+    module = MLP(num_classes, tuple(hidden), batch_norm, on_logits, bias, dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 
@@ -86,6 +97,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...] = (128, 128)
     batch_norm: bool = True
     logits_norm: bool = True
+    bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -98,5 +110,5 @@ class MLP(nn.Module):
                 x = batch_norm(x, train=train, dtype=self.dtype)
             x = nn.relu(x)
         self.sow("intermediates", "features", x)
-        x = logits(x, self.num_classes, zero_bias=True, dtype=self.dtype)
+        x = logits(x, self.num_classes, use_bias=self.bias, zero_bias=True, dtype=self.dtype)
         return batch_norm(x, train=train, dtype=x.dtype) if self.logits_norm else x

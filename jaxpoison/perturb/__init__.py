@@ -4,6 +4,7 @@ from jaxpoison.perturb.at_clean import at_clean
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
 from jaxpoison.perturb.color import Colored, color_bound, color_map, colored, roughness
+from jaxpoison.perturb.free_points import Constraint, Points, free_points
 from jaxpoison.perturb.generator import generated, generator, moving
 from jaxpoison.perturb.initial import normal, uniform, zero
 from jaxpoison.perturb.per_sample import per_sample, poison
@@ -18,11 +19,14 @@ from jaxpoison.perturb.projections import (
 __all__ = [
     "Budget",
     "Colored",
+    "Constraint",
+    "Points",
     "at_clean",
     "class_wise",
     "color_bound",
     "color_map",
     "colored",
+    "free_points",
     "generated",
     "generator",
     "moving",

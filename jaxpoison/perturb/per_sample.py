@@ -65,6 +65,7 @@ def poison(
     image[r] = clip(space.apply(theta, scenario, r).image, 0, 1) for all N rows, computed
     `batch_size` rows at a time, so that spaces with a network need no more memory than a batch.
     After `project` the clip only removes rounding errors: compiled code may fuse u / 255 + delta.
+    A space with a `release` of its own (one that adds rows) gives that instead.
 
     Args:
       space: any perturbation of the rows of `scenario.train`.
@@ -80,6 +81,8 @@ def poison(
       InputError: batch_size < 1.
     """
     check.at_least(1, batch_size=batch_size)
+    if space.release is not None:
+        return space.release(theta, scenario)
     num = scenario.train.image.shape[0]
     if num <= batch_size:
         batch = space.apply(theta, scenario, jnp.arange(num, dtype=jnp.int32))

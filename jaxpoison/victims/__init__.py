@@ -29,7 +29,15 @@ from jaxpoison.victims.evaluate import (
     logits,
     targeted,
 )
-from jaxpoison.victims.head import head_mask, new_head
+from jaxpoison.victims.extract import Extractor, extract, join_head, on_features
+from jaxpoison.victims.gradients import mean_gradient
+from jaxpoison.victims.head import (
+    head_mask,
+    new_head,
+    partial_variables,
+    partial_victim,
+    whole_variables,
+)
 from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.paired import Paired, mcnemar, paired, sign_test, wilcoxon
@@ -55,6 +63,7 @@ __all__ = [
     "CLASSICAL",
     "Card",
     "Classical",
+    "Extractor",
     "Interval",
     "Judgment",
     "OnTargets",
@@ -72,11 +81,13 @@ __all__ = [
     "assess",
     "assess_robust",
     "confusion",
+    "extract",
     "fine_tuning",
     "fit_classical",
     "head_mask",
     "hits",
     "interval",
+    "join_head",
     "judge",
     "judge_classical",
     "judge_fits",
@@ -86,9 +97,13 @@ __all__ = [
     "load",
     "logits",
     "mcnemar",
+    "mean_gradient",
     "new_head",
+    "on_features",
     "on_targets",
     "paired",
+    "partial_variables",
+    "partial_victim",
     "pgd",
     "poisoned_online",
     "pretrain",
@@ -108,5 +123,6 @@ __all__ = [
     "transfer_training",
     "victim_training",
     "watched",
+    "whole_variables",
     "wilcoxon",
 ]

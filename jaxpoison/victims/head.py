@@ -1,4 +1,8 @@
-"""The last layer of a network, found by what its features do not need, and a new one for it."""
+"""The last layer of a network, found by what its features do not need; networks of some parameters.
+
+`partial_victim(victim, head_mask(victim, shape))` is the last layer alone as a network on images:
+what trains or attacks it reads and moves nothing else.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +12,15 @@ import jax.numpy as jnp
 
 from jaxpoison.types import InputError, Key, Variables, Victim
 
-__all__ = ["head_mask", "join", "new_head", "part"]
+__all__ = [
+    "head_mask",
+    "join",
+    "new_head",
+    "part",
+    "partial_variables",
+    "partial_victim",
+    "whole_variables",
+]
 
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 """Equations that run one program on their own inputs; any other needs all of its inputs."""
@@ -60,6 +72,45 @@ def new_head(
         return jnp.array(old, fresh.dtype) if used else fresh
 
     return jax.tree.map(choose, used, fresh, variables)
+
+
+def partial_victim(victim: Victim, mask: Any) -> Victim:
+    """The network as a function of the parameters in `mask`; all else is constant, in eval mode.
+
+    The constants stand in `stats`: {"extractor": the other parameters, "stats": the statistics}.
+
+    Args:
+      victim: the whole network.
+      mask: a pytree of Python bools, like its `Variables.params`.
+
+    Returns: a Victim whose params are a list of the arrays in `mask`; see `partial_variables`.
+    """
+
+    def init(key):
+        return partial_variables(victim.init(key), mask)
+
+    def apply(variables, image, *, train, key=None):
+        del train, key
+        return victim.apply(whole_variables(variables, mask), image, train=False)[
+            0
+        ], variables.stats
+
+    def features(variables, image):
+        return victim.features(whole_variables(variables, mask), image)
+
+    return Victim(init, apply, features)
+
+
+def partial_variables(variables: Variables, mask: Any) -> Variables:
+    """The arrays of a network as its `partial_victim` takes them."""
+    own, others = part(variables.params, mask)
+    return Variables(own, {"extractor": others, "stats": variables.stats})
+
+
+def whole_variables(variables: Variables, mask: Any) -> Variables:
+    """The arrays of a `partial_victim` as the whole network takes them."""
+    params = join(mask, variables.params, variables.stats["extractor"])
+    return Variables(params, variables.stats["stats"])
 
 
 def part(values: Any, mask: Any) -> tuple[list[Any], list[Any]]:

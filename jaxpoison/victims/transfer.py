@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.data.manifest import array_sha256
@@ -28,7 +27,14 @@ from jaxpoison.types import (
     Victim,
 )
 from jaxpoison.victims.evaluate import is_stacked
-from jaxpoison.victims.head import head_mask, join, new_head, part
+from jaxpoison.victims.head import (
+    head_mask,
+    new_head,
+    part,
+    partial_variables,
+    partial_victim,
+    whole_variables,
+)
 from jaxpoison.victims.parallel import everywhere
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.store import Trained, load
@@ -193,12 +199,12 @@ def linear_transfer(
 
     def step(key, phi, data):
         mask = head_mask(victim, _on_device(data))
-        head = victim_training(_last_layer(victim, mask), recipe, num_train, **options)
-        own, others = part(phi.params, mask)
-        inner = TrainState(own, {"extractor": others, "stats": phi.stats}, phi.opt_state)
+        head = victim_training(partial_victim(victim, mask), recipe, num_train, **options)
+        own = partial_variables(phi.variables, mask)
+        inner = TrainState(own.params, own.stats, phi.opt_state)
         inner, info = head.step(key, inner, Split(data.train, data.test))
-        params = join(mask, inner.params, inner.stats["extractor"])
-        return TrainState(params, inner.stats["stats"], inner.opt_state), info
+        variables = whole_variables(inner.variables, mask)
+        return TrainState(variables.params, variables.stats, inner.opt_state), info
 
     return Training(init, step)
 
@@ -249,30 +255,6 @@ def fine_tuning(
         )
 
     return Training(init, process.step)
-
-
-def _last_layer(victim: Victim, mask: Any) -> Victim:
-    """The network as its last layer alone: all else is constant and stands in `stats`."""
-
-    def whole(variables: Variables) -> Variables:
-        params = join(mask, variables.params, variables.stats["extractor"])
-        return Variables(params, variables.stats["stats"])
-
-    def init(key):
-        params, stats = victim.init(key)
-        own, others = part(params, mask)
-        return Variables(own, {"extractor": others, "stats": stats})
-
-    def apply(
-        variables: Variables, image: Array, *, train: bool, key: Any = None
-    ) -> tuple[Float[Array, "b l"], Any]:
-        del train, key
-        return victim.apply(whole(variables), image, train=False)[0], variables.stats
-
-    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
-        return victim.features(whole(variables), image)
-
-    return Victim(init, apply, features)
 
 
 def _on_device(data: Any) -> tuple[int, ...]:

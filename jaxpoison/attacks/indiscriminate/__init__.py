@@ -1,0 +1,1 @@
+"""Indiscriminate attacks: a few added points that lower the victim's test accuracy."""

@@ -1,0 +1,147 @@
+"""Points that the attacker adds to the training set; nothing that was there changes.
+
+The rows of `scenario.index` are their bases: one point is added for each, P of them, and starts
+there unless the space says otherwise. eps_d = P / N is relative to the clean set.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxpoison import check
+from jaxpoison.types import Batch, Dataset, InputError, Perturbation, Scenario, as_float
+
+__all__ = ["Constraint", "Points", "free_points"]
+
+KINDS = ("none", "box", "range", "coordinate", "nonnegative", "linf")
+LABELS = ("base", "random")
+STARTS = ("base", "zeros", "uniform")
+
+
+class Points(NamedTuple):
+    """Theta of added points.
+
+    Attributes:
+      value: [P, H, W, C], what is optimized: pixels, or features as [P, 1, 1, D].
+      label: [P], whole numbers in the dtype of `value`, so that theta is a tree of floats; its
+        gradient is zero.
+    """
+
+    value: Float[Array, "p h w c"]
+    label: Float[Array, " p"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """Where added points may be.
+
+    Attributes:
+      kind: "none"; "box", pixels in [0, 1]; "range", between the smallest and the largest value of
+        the clean set; "coordinate", the same for every coordinate; "nonnegative" (features behind a
+        ReLU); "linf", within `eps` of the base row and in [0, 1].
+      eps: of "linf", pixel units; else None.
+
+    Errors:
+      InputError: the kind is unknown, or `eps` is missing or has no meaning.
+    """
+
+    kind: str = "none"
+    eps: float | None = None
+
+    def __post_init__(self):
+        check.one_of(KINDS, constraint=self.kind)
+        if (self.eps is None) == (self.kind == "linf"):
+            raise InputError(f"eps = {self.eps}; constraint {self.kind!r} needs "
+                             f"{'a radius' if self.kind == 'linf' else 'none'}")  # fmt: skip
+        if self.eps is not None:
+            check.radius("linf", self.eps)
+
+    def project(self, value: Array, scenario: Scenario) -> Array:
+        """The nearest allowed values [P, H, W, C]."""
+        if self.kind == "none":
+            return value
+        if self.kind == "box":
+            return jnp.clip(value, 0, 1)
+        if self.kind == "nonnegative":
+            return jnp.maximum(value, 0)
+        if self.eps is not None:
+            base = _base(scenario, value.dtype)
+            low, high = jnp.maximum(base - self.eps, 0), jnp.minimum(base + self.eps, 1)
+            return jnp.clip(value, low, high)
+        axes = None if self.kind == "range" else 0
+        clean = scenario.train.image
+        low, high = (as_float(f(clean, axes)).astype(value.dtype) for f in (jnp.min, jnp.max))
+        return jnp.clip(value, low, high)
+
+
+def free_points(
+    constraint: Constraint = Constraint(),  # noqa: B008
+    *,
+    labels: str = "base",
+    start: str = "base",
+    num_classes: int | None = None,
+) -> Perturbation:
+    """P points of their own beside the N clean rows: row N + j is theta.value[j], theta.label[j].
+
+    Args:
+      constraint: where they may be; `project` keeps it.
+      labels: "base", those of the base rows; "random", uniform over all classes.
+      start: "base"; "zeros"; "uniform" in [0, 10], as a released code starts (then projected).
+      num_classes: L, for random labels.
+
+    Returns: Perturbation with theta a `Points`; `apply` takes rows 0 to N + P - 1, `release` gives
+      all of them. Values stay as they are, also outside [0, 1] where the constraint lets them.
+    Errors: InputError for a bad argument; random labels need num_classes.
+    """
+    check.one_of(LABELS, labels=labels)
+    check.one_of(STARTS, start=start)
+    if labels == "random":
+        check.at_least(2, num_classes=num_classes)
+    count = num_classes or 0
+
+    def init(key, scenario):
+        label_key, start_key = jax.random.split(key)
+        value, label = _base(scenario), scenario.train.label[scenario.index]
+        if labels == "random":
+            label = jax.random.randint(label_key, label.shape, 0, count)
+        if start == "zeros":
+            value = jnp.zeros_like(value)
+        elif start == "uniform":
+            value = jax.random.uniform(start_key, value.shape, value.dtype, 0, 10)
+        return Points(constraint.project(value, scenario), label.astype(value.dtype))
+
+    def apply(theta, scenario, rows):
+        num = scenario.train.label.shape[0]
+        added, slot = rows >= num, jnp.maximum(rows - num, 0)
+        clean = jnp.minimum(rows, num - 1)
+        image = jnp.where(
+            added.reshape(-1, 1, 1, 1),
+            theta.value[slot],
+            as_float(scenario.train.image[clean]).astype(theta.value.dtype),
+        )
+        label = jnp.where(added, _labels(theta)[slot], scenario.train.label[clean])
+        weight = jnp.ones(rows.shape, image.dtype)
+        return Batch(image, label.astype(jnp.int32), weight, rows.astype(jnp.int32))
+
+    def project(theta, scenario):
+        return Points(constraint.project(theta.value, scenario), theta.label)
+
+    def release(theta, scenario):
+        clean = as_float(scenario.train.image).astype(theta.value.dtype)
+        image = jnp.concatenate([clean, theta.value])
+        label = jnp.concatenate([scenario.train.label, _labels(theta)])
+        return Dataset(image, label.astype(jnp.int32))
+
+    return Perturbation(init, apply, project, release)
+
+
+def _base(scenario: Scenario, dtype=None) -> Float[Array, "p h w c"]:
+    base = as_float(scenario.train.image[scenario.index])
+    return base.astype(dtype or jnp.promote_types(base.dtype, jnp.float32))
+
+
+def _labels(theta: Points) -> Array:
+    return jax.lax.stop_gradient(theta.label).astype(jnp.int32)
