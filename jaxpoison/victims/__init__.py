@@ -15,6 +15,12 @@ from jaxpoison.victims.classical import (
     judge_fits,
     score_fits,
 )
+from jaxpoison.victims.convergence import (
+    Solved,
+    ToConvergence,
+    converge,
+    convergent_training,
+)
 from jaxpoison.victims.ensemble import Staggered, stagger_epochs, staggered
 from jaxpoison.victims.evaluate import (
     Assessment,
@@ -70,7 +76,9 @@ __all__ = [
     "Paired",
     "Recipe",
     "Similarity",
+    "Solved",
     "Staggered",
+    "ToConvergence",
     "Trained",
     "Watched",
     "WatchedInfo",
@@ -81,6 +89,8 @@ __all__ = [
     "assess",
     "assess_robust",
     "confusion",
+    "converge",
+    "convergent_training",
     "extract",
     "fine_tuning",
     "fit_classical",
