@@ -89,6 +89,80 @@ def quadratic_problem(q: Quadratic) -> Bilevel:
     return Bilevel(inner_init, inner_step, inner_loss, outer_loss)
 
 
+class Ridge(NamedTuple):
+    """inner = |X phi - y|^2 / 2n + l |phi|^2 / 2 in X = theta;  outer = |Z phi - t|^2 / 2m."""
+
+    y: np.ndarray
+    z: np.ndarray
+    t: np.ndarray
+    decay: float
+
+    def solution(self, x: np.ndarray) -> np.ndarray:
+        """(X^T X / n + l I)^-1 X^T y / n."""
+        n, d = x.shape
+        return np.linalg.solve(x.T @ x / n + self.decay * np.eye(d), x.T @ self.y / n)
+
+    def hypergradient(self, x: np.ndarray) -> np.ndarray:
+        """-(r v^T + X v phi^T) / n,  r = X phi - y,  v = H^-1 Z^T (Z phi - t) / m."""
+        n, d = x.shape
+        phi = self.solution(x)
+        wanted = self.z.T @ (self.z @ phi - self.t) / len(self.t)
+        v = np.linalg.solve(x.T @ x / n + self.decay * np.eye(d), wanted)
+        return -(np.outer(x @ phi - self.y, v) + np.outer(x @ v, phi)) / n
+
+
+def ridge(*, num: int = 8, features: int = 4, goal: int = 5, decay: float = 0.3) -> Ridge:
+    """A random instance."""
+    rng = np.random.RandomState(3)
+    return Ridge(rng.randn(num), rng.randn(goal, features), rng.randn(goal), decay)
+
+
+def ridge_problem(r: Ridge, *, rate: float = 0.2) -> Bilevel:
+    """The same game as a Bilevel, its inner step gradient descent from 0."""
+
+    def inner_loss(key, theta, phi, scenario):
+        del key, scenario
+        gap = theta @ phi.params - r.y
+        return gap @ gap / (2 * len(r.y)) + r.decay / 2 * (phi.params @ phi.params)
+
+    def inner_init(key, scenario):
+        del key, scenario
+        return TrainState(jnp.zeros(r.z.shape[1]), (), ())
+
+    def inner_step(key, theta, phi, scenario):
+        def of_params(params):
+            return inner_loss(key, theta, TrainState(params, (), ()), scenario)
+
+        loss, gradient = jax.value_and_grad(of_params)(phi.params)
+        return TrainState(phi.params - rate * gradient, (), ()), loss
+
+    def outer_loss(key, theta, phi, scenario):
+        del key, theta, scenario
+        gap = r.z @ phi.params - r.t
+        return gap @ gap / (2 * len(r.t))
+
+    return Bilevel(inner_init, inner_step, inner_loss, outer_loss)
+
+
+def softmax_regression(
+    image: np.ndarray, label: np.ndarray, classes: int, *, decay: float, divisor: float
+) -> np.ndarray:
+    """argmin over W [D, L] of sum_i CE(x_i W, y_i) / divisor + decay |W|^2 / 2, by Newton steps."""
+    x = np.asarray(image, np.float64).reshape(len(label), -1)
+    wanted, w = np.eye(classes)[np.asarray(label)], np.zeros((x.shape[1], classes))
+    for _ in range(50):
+        scores = x @ w
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        gradient = x.T @ (p - wanted) / divisor + decay * w
+        if np.abs(gradient).max() < 1e-13:
+            break
+        spread = np.einsum("nk,kl->nkl", p, np.eye(classes)) - np.einsum("nk,nl->nkl", p, p)
+        hessian = np.einsum("ni,nj,nkl->ikjl", x, x, spread).reshape(w.size, w.size) / divisor
+        w = w - np.linalg.solve(hessian + decay * np.eye(w.size), gradient.ravel()).reshape(w.shape)
+    return w
+
+
 def smooth_victim(features: int = 5, num_classes: int = 3, size: int = 9) -> Victim:
     """A two-layer tanh net in plain jax, in the default float dtype (float64 under x64)."""
 

@@ -9,6 +9,8 @@ from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
 from jaxpoison.hypergrad.hidden import hidden
+from jaxpoison.hypergrad.implicit import Implicit, implicit
+from jaxpoison.hypergrad.linear_solve import Solve, cg, hvp, neumann, normal_cg
 from jaxpoison.hypergrad.matching import matching
 from jaxpoison.hypergrad.minibatch import minibatches
 from jaxpoison.hypergrad.moving_surrogate import Moving, moving_surrogate
@@ -21,7 +23,9 @@ from jaxpoison.hypergrad.value_function import value_function
 __all__ = [
     "Aimed",
     "Canceling",
+    "Implicit",
     "Moving",
+    "Solve",
     "Surrogate",
     "adaptation",
     "aligned",
@@ -29,14 +33,19 @@ __all__ = [
     "alternating",
     "canceling",
     "at_surrogate",
+    "cg",
     "clean_batch",
     "feature_objective",
     "frozen",
     "generator_game",
     "hidden",
+    "hvp",
+    "implicit",
     "matching",
     "minibatches",
     "moving_surrogate",
+    "neumann",
+    "normal_cg",
     "one_step",
     "poisoned_training",
     "rowwise_loss",
