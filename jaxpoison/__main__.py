@@ -267,13 +267,13 @@ def _print(line: str) -> None:
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    source, num = manifest.source, manifest.shape[0]
+    source = manifest.source
     facts = [
         ("statement", manifest.statement),
         ("attack", manifest.attack),
         *((f"  {name}", str(value)) for name, value in manifest.settings.items()),
         ("budget", _budget(manifest)),
-        ("rows", f"{num} of shape {manifest.shape[1:]}; {manifest.num_changed} may differ"),
+        ("rows", f"{manifest.rows_in_words()}; each {manifest.shape[1:]}"),
         ("labels", "some changed" if manifest.labels_changed else "as in the source"),
         ("domain", manifest.domain),
         ("source", f"{source.get('name')}, split {source.get('split')}, {manifest.index_map} rows"),
@@ -297,6 +297,10 @@ def _budget(manifest: Manifest) -> str:
     largest, levels = manifest.measured.get("norm_max"), manifest.measured.get("grey_level_max")
     found = "" if levels is None else f"; largest change {levels} grey levels"
     if manifest.norm is None or manifest.eps is None:
+        ends = manifest.measured
+        if {"value_low", "value_high", "clean_low", "clean_high"} <= ends.keys():
+            found += "; values {value_low:.6g} to {value_high:.6g}".format(**ends)
+            found += ", clean {clean_low:.6g} to {clean_high:.6g}".format(**ends)
         return f"none{found}"
     unit = f" ({255 * manifest.eps:.4g}/255)" if manifest.norm == "linf" else ""
     size = "" if largest is None else f", measured {largest:.6g}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpoison import check
 from jaxpoison.data.folder import staged
-from jaxpoison.data.manifest import MANIFEST, Manifest
+from jaxpoison.data.manifest import MANIFEST, PIXELS, Manifest
 from jaxpoison.data.poisoned import read
 from jaxpoison.data.sources import class_names, load, some_classes
 from jaxpoison.data.tfds import some_of
@@ -52,7 +52,8 @@ def export(
     - "png": `<out>/<class>/<row>.png`, lossless, as torchvision's ImageFolder reads it. Class
       folders begin with the label, filled up with zeros, so that their alphabetical order is the
       order of the labels; rows.csv has label, mask and source row of each file.
-    - "npz": `<out>/<name>-train.npz` with image, label, mask, source_rows; `from_npz` reads it.
+    - "npz": `<out>/<name>-train.npz` with image, label, mask, source_rows; `from_npz` reads it
+      unless its values are unbounded or features.
     - "tfds": a set `poison_<name>` as array_record, without TensorFlow, for
       `tfds.data_source("poison_<name>", split="train", data_dir=out)`.
     - "benchmark": what the public poisoning benchmark (Schwarzschild et al. 2021) keeps in three
@@ -97,7 +98,7 @@ def export(
     _check_free(place)
     image, label = np.asarray(stored.dataset.image), np.asarray(stored.dataset.label)
     domain = stored.manifest.domain
-    if domain != "uint8" and not (to == "npz" and domain == "float"):
+    if domain != "uint8" and to != "npz":
         raise InputError(f"{folder} holds {domain} values; {to} cannot hold them without loss")
     if to in ("png", "tfds") and image.shape[3] not in (1, 3, 4):
         raise InputError(f"images have {image.shape[3]} channels; {to} holds 1, 3 or 4")
@@ -159,6 +160,8 @@ def _png(poison: _Poison, folder: pathlib.Path) -> str:
 
 def _npz(poison: _Poison, folder: pathlib.Path) -> str:
     file = f"{poison.name}-train.npz"
+    reads = poison.manifest.domain in PIXELS  # values of any size are no images to it
+    own = f"    jaxpoison.data.from_npz(FOLDER + '/{file}')\n" if reads else ""
     np.savez(
         folder / file,
         image=poison.image,
@@ -167,10 +170,9 @@ def _npz(poison: _Poison, folder: pathlib.Path) -> str:
         source_rows=poison.source_rows,
     )
     return (
-        "image [N, H, W, C], label [N], mask [N] (whether the row may be changed), source_rows [N] "
-        "(row of the clean set, -1 for added rows); no pickle.\n\n"
-        f"    jaxpoison.data.from_npz(FOLDER + '/{file}')\n"
-        f"    numpy.load(FOLDER + '/{file}')['image']\n"
+        f"image {poison.image.shape}, label [N], mask [N] (whether the row may be changed, or was "
+        "added), source_rows [N] (row of the clean set; of added rows their base, -1 without one); "
+        f"no pickle.\n\n{own}    numpy.load(FOLDER + '/{file}')['image']\n"
     )
 
 
@@ -244,8 +246,8 @@ def _poison_rows(poison: _Poison) -> np.ndarray:
 def _base_indices(poison: _Poison, rows: np.ndarray) -> np.ndarray:
     """Rows of the whole training set, [P] int64."""
     base = poison.source_rows[rows].astype(np.int64)
-    if (base < 0).any():
-        added = int((base < 0).sum())
+    alone = poison.manifest.rows == "added" and poison.mask.all()
+    if added := len(base) if alone else int((base < 0).sum()):
         raise InputError(
             f"{added} rows were added; the benchmark replaces rows of the training set"
         )
@@ -299,12 +301,13 @@ def _target(
 def _readme(poison: _Poison, how: str) -> str:
     manifest = poison.manifest
     budget = "no budget" if manifest.norm is None else f"{manifest.norm} <= {manifest.eps:.6g}"
+    changed = manifest.rows_in_words()
     return f"""\
 # POISONED DATA: {poison.name}
 
 {manifest.statement}
 
-Attack {manifest.attack}, {budget}; {manifest.num_changed} of {manifest.shape[0]} rows may differ.
+Attack {manifest.attack}, {budget}; {changed}.
 Source: {manifest.source["name"]}, split {manifest.source["split"]}.
 All settings, the key and the hashes of the arrays are in poison_manifest.json.
 

@@ -27,7 +27,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 ARRAYS = ("images.npy", "labels.npy", "mask.npy", "delta.npy", "source_rows.npy")
 """The files a folder may hold beside the manifest; the first three always."""
-DOMAINS = ("uint8", "float", "features")
+DOMAINS = ("uint8", "float", "unbounded", "features")
+PIXELS = DOMAINS[:2]
+"""Of values in [0, 1]; those of the others have any size."""
 ROWS = ("changed", "added")
 STATEMENT = (
     "These data are POISONED: they were altered so that a model trained on them fails as the "
@@ -46,12 +48,16 @@ class Manifest:
       norm: "linf", "l2", "l0", or None for no budget.
       eps: radius that the stored rows keep; pixel units in [0, 1] (linf, l2), a number of pixels
         (l0), or None.
-      measured: largest change of a stored row in that norm, and in grey levels; None where there
-        is no source row to compare with.
+      measured: largest change of a stored row in that norm, and in grey levels, where there is a
+        source row to compare with; of added rows that are no grey levels also where values begin
+        and end, theirs (value_low, value_high) and those of the clean set (clean_low, clean_high).
       rounding: "nearest", "truncate", or "cast" (then a linf eps is 1/255 more than the attack's,
         as the cast to 8 bits may add a grey level); None where nothing was rounded.
-      domain: "uint8" (grey levels), "float" (images in [0, 1]) or "features".
-      rows: "changed" (every row has a source row) or "added" (some have none).
+      domain: "uint8" (grey levels), "float" (images in [0, 1]), "unbounded" (values of any size,
+        in the shape of images) or "features".
+      rows: "changed" (every row stands for its source row) or "added" (rows without a source
+        row stand beside the source set, or, where all rows are marked, all of them: added points
+        alone, a source row is then the base that a point was made of).
       labels_changed: whether labels may differ from the source's.
       shape: [N, ...] of images.npy.
       num_changed: how many rows the mask marks.
@@ -89,6 +95,14 @@ class Manifest:
     files: dict[str, str]
     extra: dict[str, Any]
     statement: str = STATEMENT
+
+    def rows_in_words(self) -> str:
+        """How many rows there are, and what they are to the source set."""
+        num, clean = self.shape[0], self.source.get("num_rows")
+        if self.rows == "added" and self.num_changed == num:
+            share = f" (eps_d = {num / clean:.4g})" if isinstance(clean, int) and clean else ""
+            return f"{num} rows to be added to the {clean} of the source{share}"
+        return f"{self.num_changed} of {num} rows may differ"
 
     def to_text(self) -> str:
         """The JSON text; its last entry is the SHA-256 of the text without that entry."""

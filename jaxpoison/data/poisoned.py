@@ -14,6 +14,7 @@ from jaxpoison.data.folder import check_arrays, check_file, install, read_array,
 from jaxpoison.data.manifest import (
     DOMAINS,
     MANIFEST,
+    PIXELS,
     ROWS,
     Manifest,
     as_json,
@@ -28,6 +29,7 @@ from jaxpoison.data.verification import (
     Check,
     Report,
     differing_rows,
+    extent,
     fingerprint,
     floats,
     measure,
@@ -46,9 +48,10 @@ class Poisoned(NamedTuple):
 
     Attributes:
       dataset: what the victim sees; image [N, ...] uint8 or float32, label [N] int32.
-      mask: [N] bool, the rows that may differ from their source row.
+      mask: [N] bool, the rows that may differ from their source row, or were added.
       delta: [P, ...] float32 of the P masked rows in order, before rounding, or None.
-      source_rows: [N] int32, the row of the clean set each row comes from; -1 for added rows.
+      source_rows: [N] int32, the row of the clean set each row comes from; of an added row its
+        base, -1 without one.
       manifest: the rest.
     """
 
@@ -98,10 +101,13 @@ def write(
       source: name, split and, if any, data_dir, with which `data.load` finds `clean`.
       key: the random key or integer seed.
       delta: whether to keep the float change of the P rows before rounding.
-      domain: "uint8", "float" (float32 images in [0, 1]) or "features" (any float32 [N, ...]).
-      rows: "changed", or "added" if some rows have no source row.
-      source_rows: [N] integers, the source row of each row, -1 for added ones. None: row i comes
-        from row i; further rows than `clean` has are added ones.
+      domain: "uint8", "float" (float32 images in [0, 1]), "unbounded" (float32 values of any size
+        in the shape of images) or "features" (any float32 [N, ...]; `clean` has features, too).
+      rows: "changed", or "added" if some rows have no source row, or all are added points, which
+        `data.with_added` joins to the clean set; then source rows are their bases.
+      source_rows: [N] integers, the source row of each row; of an added one its base, -1 without
+        one. None: row i comes from row i; further rows than `clean` has are added ones. With a base
+        labels and budget are those of changed rows, without one nothing is known of them.
       labels_changed: whether labels of the P rows may differ.
       rounding: "nearest", "truncate" or "cast", see `rounding.to_uint8`. With "cast" the manifest's
         linf eps is one grey level larger than this one, and says so.
@@ -117,8 +123,8 @@ def write(
       without leave, shapes that do not fit, an existing or unwritable path, a full disk.
     """
     eps = as_json(eps, "eps")
-    check_norm(norm, eps, pixels=domain != "features")
     check.one_of(DOMAINS, domain=domain)
+    check_norm(norm, eps, pixels=domain in PIXELS)
     check.one_of(ROWS, rows=rows)
     check_source(source)
     label, clean_label = np.asarray(poisoned.label, np.int32), np.asarray(clean.label, np.int32)
@@ -137,6 +143,8 @@ def write(
             f"{measured['rows_beyond']} rows exceed {norm} eps = {eps:.6g}; the largest change is "
             f"{measured['norm_max']:.6g}"
         )
+    if rows == "added" and domain != "uint8":
+        measured |= extent(stored[mask], np.asarray(clean.image))
     arrays = {"images.npy": stored, "labels.npy": label, "mask.npy": mask}
     if delta and rows == "changed" and image.dtype != np.uint8:
         arrays["delta.npy"] = _delta(image, base, np.flatnonzero(mask))

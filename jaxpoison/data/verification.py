@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpoison.data.folder import check_arrays, read_array, rows_of
-from jaxpoison.data.manifest import MANIFEST, Manifest, array_sha256, read_manifest
+from jaxpoison.data.manifest import MANIFEST, PIXELS, Manifest, array_sha256, read_manifest
 from jaxpoison.data.rounding import blocks, change_size, check_norm
 from jaxpoison.types import Dataset, InputError, as_float
 
@@ -85,6 +85,9 @@ def verify(
     checks.append(_check_values(arrays["images.npy"], manifest.domain))
     if clean is None:
         return _closed(checks, manifest, reason)
+    if manifest.domain == "features" and list(clean.image.shape[1:]) != manifest.shape[1:]:
+        return _closed(checks, manifest, f"the set at hand has rows of {clean.image.shape[1:]}, "
+                       "not the features that this folder was made of")  # fmt: skip
     checks.append(_check_source(clean, manifest))
     if checks[-1].passed is False:
         return _closed(checks, manifest, "the data set at hand is not the source")
@@ -143,6 +146,16 @@ def measure(
     return out
 
 
+def extent(stored: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    """Where values begin and end: those of added rows, and those of the clean set, as floats."""
+    ends = {}
+    for name, values in (("value", stored), ("clean", clean)):
+        if values.size:
+            found = floats(np.array([values.min(), values.max()]))
+            ends |= {f"{name}_low": float(found[0]), f"{name}_high": float(found[1])}
+    return ends
+
+
 def _closed(checks: list[Check], manifest: Manifest, reason: str) -> Report:
     """The report when no further check can be made."""
     made = {check.name for check in checks}
@@ -154,8 +167,9 @@ def _check_values(image: np.ndarray, domain: str) -> Check:
     if domain == "uint8":
         return Check("values", True, "grey levels")
     finite = bool(np.isfinite(image).all())
-    if domain == "features":
-        return Check("values", finite, "all finite" if finite else "not all finite")
+    if domain not in PIXELS:
+        found = f", {image.min():.6g} to {image.max():.6g}" if finite and image.size else ""
+        return Check("values", finite, f"all finite{found}" if finite else "not all finite")
     inside = finite and bool(((image >= 0) & (image <= 1)).all())
     return Check("values", inside, "all in [0, 1]" if inside else "not all in [0, 1]")
 
@@ -183,10 +197,12 @@ def _compare(arrays: Mapping[str, np.ndarray], clean: Dataset, manifest: Manifes
     checks = [_check_labels(arrays["labels.npy"], np.asarray(clean.label), origin, mask, manifest)]
     moved = differing_rows(stored, base, ~mask)
     detail = f"{int((~mask).sum())} rows bit-equal to the source"
+    if manifest.rows == "added" and mask.all():
+        detail = "none here: all rows were added, the source stays as it is"
     if moved.size:
         detail = f"{moved.size} rows outside the mask differ, the first is {moved[0]}"
     checks.append(Check("untouched rows", not moved.size, detail))
-    checks.append(_check_budget(stored, base, origin, manifest))
+    checks.append(_check_budget(stored, base, origin, manifest, image))
     if "delta.npy" in arrays:
         checks.append(_check_delta(arrays["delta.npy"], stored[mask], base[mask], manifest))
     return checks
@@ -207,16 +223,20 @@ def _check_labels(
 
 
 def _check_budget(
-    stored: np.ndarray, base: np.ndarray, origin: np.ndarray, manifest: Manifest
+    stored: np.ndarray, base: np.ndarray, origin: np.ndarray, manifest: Manifest, clean: np.ndarray
 ) -> Check:
     mapped = origin >= 0
     try:
-        check_norm(manifest.norm, manifest.eps, pixels=manifest.domain != "features")
+        check_norm(manifest.norm, manifest.eps, pixels=manifest.domain in PIXELS)
     except InputError as error:
         return Check("budget", False, str(error))
     found = measure(stored, base, mapped, manifest.norm, manifest.eps)
     levels = f", {found['grey_level_max']} grey levels" if "grey_level_max" in found else ""
     if manifest.norm is None:
+        if manifest.rows == "added" and manifest.domain != "uint8" and stored.size:
+            ends = extent(stored, clean)
+            levels = "; values from {value_low:.6g} to {value_high:.6g}".format(**ends)
+            levels += ", clean ones from {clean_low:.6g} to {clean_high:.6g}".format(**ends)
         return Check("budget", None, f"the manifest states none{levels}")
     if not found:
         return Check("budget", None, "every row was added; there is nothing to compare with")

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpoison.data.manifest import PIXELS
 from jaxpoison.data.poisoned import Poisoned
 from jaxpoison.data.verification import floats
 from jaxpoison.types import Dataset, InputError
 
-__all__ = ["with_poison"]
+__all__ = ["with_added", "with_poison"]
 
 
 def with_poison(clean: Dataset, poison: Poisoned) -> Dataset:
@@ -24,8 +25,10 @@ def with_poison(clean: Dataset, poison: Poisoned) -> Dataset:
     Raises: InputError for added rows, rows that come twice or from beyond N, or features.
     """
     rows, domain = poison.source_rows, poison.manifest.domain
-    if domain == "features":
-        raise InputError("the poison holds features; images are needed")
+    if poison.manifest.rows == "added":
+        raise InputError("the poison holds rows to add; they replace none: see with_added")
+    if domain not in PIXELS:
+        raise InputError(f"the poison holds {domain} values; images are needed")
     if len(np.unique(rows)) != len(rows):
         raise InputError("a row of the clean set comes twice in the poison; once is allowed")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(clean.label)):
@@ -37,3 +40,24 @@ def with_poison(clean: Dataset, poison: Poisoned) -> Dataset:
     image = floats(image).copy() if domain == "float" else image
     image[rows], label[rows] = np.asarray(poison.dataset.image), np.asarray(poison.dataset.label)
     return Dataset(jnp.asarray(image), jnp.asarray(label))
+
+
+def with_added(clean: Dataset, poison: Poisoned) -> Dataset:
+    """The clean set, and after it the rows of a folder of added points.
+
+    Args:
+      clean: the whole source set, N rows: images, or features where the poison has such.
+      poison: from `poisoned.read`, P added rows alone; verified, lest it be of another set.
+
+    Returns: N + P rows, uint8 where both are, else float32.
+    Raises: InputError for a folder that has other rows than added ones, or rows of another shape.
+    """
+    if poison.manifest.rows != "added" or not poison.mask.all():
+        raise InputError("the poison does not consist of added rows alone; see with_poison")
+    image, added = np.asarray(clean.image), np.asarray(poison.dataset.image)
+    if image.shape[1:] != added.shape[1:]:
+        raise InputError(f"clean rows are {image.shape[1:]}, added ones {added.shape[1:]}")
+    if image.dtype != added.dtype:
+        image, added = floats(image), floats(added)
+    label = np.concatenate([clean.label, poison.dataset.label])
+    return Dataset(jnp.asarray(np.concatenate([image, added])), jnp.asarray(label, jnp.int32))
