@@ -32,6 +32,7 @@ NOT_USED = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
 SHARED_ASSEMBLY = {
     "bilevel",
     "crafting",
+    "parameter_corruption",
     "selection",
     "update_rules",
 }  # of attacks/, for all attacks

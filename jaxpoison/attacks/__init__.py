@@ -10,6 +10,11 @@ from jaxpoison.attacks.generator_store import (
     save_generator,
 )
 from jaxpoison.attacks.indiscriminate.gradient_canceling import gradient_canceling
+from jaxpoison.attacks.parameter_corruption import (
+    Corruption,
+    parameter_corruption,
+    scale_target,
+)
 from jaxpoison.attacks.selection import keep_best
 from jaxpoison.attacks.targeted.bullseye_polytope import bullseye_polytope
 from jaxpoison.attacks.targeted.convex_polytope import convex_polytope
@@ -34,6 +39,7 @@ __all__ = [
     "POLYTOPE_BENCHMARK",
     "BREWS",
     "Brew",
+    "Corruption",
     "Crafting",
     "GeneratorCard",
     "MetaCrafting",
@@ -57,8 +63,10 @@ __all__ = [
     "metapoison",
     "metapoison_at_surrogate",
     "one_pixel",
+    "parameter_corruption",
     "poison_dataset",
     "random_noise",
     "save_generator",
+    "scale_target",
     "watermark",
 ]

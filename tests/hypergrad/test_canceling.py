@@ -55,3 +55,12 @@ def test_attack_adds_rows_and_lowers_the_residual():
     assert poisoned.image.shape == (17, 1, 1, 4)
     np.testing.assert_array_equal(poisoned.image[:12], scenario.train.image)
     np.testing.assert_array_equal(poisoned.label[:12], scenario.train.label)
+
+
+def test_the_target_is_made_by_parameter_corruption():
+    victim, scenario = problem(jnp.float32)
+    corruption = jp.attacks.Corruption(radius=0.8, batch_size=5, scale=0.5)
+    attack = jp.attacks.gradient_canceling(victim, corruption=corruption, steps=2)
+    target = attack.init(jax.random.key(0), scenario).phi.target
+    again = jax.tree.map(lambda new, old: 2 * new - old, target.params, scenario.aux.params)
+    assert 0.5 < jp.tree.norm(again) <= 0.8 + 1e-5

@@ -8,6 +8,7 @@ import optax
 
 from jaxpoison import check, hypergrad, perturb
 from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.parameter_corruption import Corruption, parameter_corruption
 from jaxpoison.types import Attack, Victim
 
 __all__ = ["gradient_canceling"]
@@ -20,6 +21,7 @@ def gradient_canceling(
     labels: str = "base",
     start: str = "base",
     num_classes: int | None = None,
+    corruption: Corruption | None = None,
     weight: float | None = None,
     steps: int = 1000,
     learning_rate: float = 0.1,
@@ -27,8 +29,9 @@ def gradient_canceling(
 ) -> Attack:
     """Adam on the added points, its rate falling to 0 as a cosine over `steps`.
 
-    `scenario.aux` is the target, Variables of the victim; `scenario.index` the base rows, one for
-    each added point; `goal` is not read. The same in pixels and, of a head, in features
+    `scenario.aux` are Variables of the victim, trained on the clean set: the target is a corruption
+    of them, or they themselves; `scenario.index` the base rows, one for each added point; `goal` is
+    not read. The same in pixels and, of a head, in features
     (`victims.extract`). The outer loss is half of the squared residual.
 
     Args:
@@ -37,6 +40,7 @@ def gradient_canceling(
       labels: as in `perturb.free_points`, like start and num_classes.
       start: as there.
       num_classes: as there.
+      corruption: how the target is made of `scenario.aux`; None takes that as the target.
       weight: as in `hypergrad.canceling`, like batch_size.
       steps: to run.
       learning_rate: of Adam, in units of the values.
@@ -48,6 +52,12 @@ def gradient_canceling(
     check.at_least(1, steps=steps)
     check.positive(learning_rate=learning_rate)
     space = perturb.free_points(constraint, labels=labels, start=start, num_classes=num_classes)
-    rule = hypergrad.canceling(victim, space, weight=weight, batch_size=batch_size)
+
+    def target(key, scenario):
+        if corruption is None:
+            return scenario.aux
+        return parameter_corruption(key, victim, scenario.aux, scenario.train, corruption)
+
+    rule = hypergrad.canceling(victim, space, target=target, weight=weight, batch_size=batch_size)
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     return bilevel(space, rule, optax.adam(rate))._replace(num_steps=steps)
