@@ -1,10 +1,11 @@
-"""Networks as `Victim`s and `Generator`s: pure functions with input normalization inside."""
+"""Networks as `Victim`s, `Generator`s and `Decoder`s: pure functions."""
 
-from jaxpoison.models.adapt import adapt, adapt_generator, num_params
+from jaxpoison.models.adapt import adapt, adapt_decoder, adapt_generator, num_params
 from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
 from jaxpoison.models.catalog import GENERATORS, create, create_generator
 from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, small_cnn
+from jaxpoison.models.decoder import conv_decoder, mlp_decoder
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
@@ -28,9 +29,11 @@ from jaxpoison.models.wide_resnet import wide_resnet28_10
 __all__ = [
     "GENERATORS",
     "adapt",
+    "adapt_decoder",
     "adapt_generator",
     "autoencoder4x4",
     "cnn5",
+    "conv_decoder",
     "convnet",
     "create",
     "create_generator",
@@ -41,6 +44,7 @@ __all__ = [
     "logistic_regression",
     "metapoison_convnet",
     "mlp",
+    "mlp_decoder",
     "mlp_generator",
     "mnist_autoencoder",
     "mobilenet_v2",

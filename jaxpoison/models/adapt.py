@@ -1,4 +1,4 @@
-"""From a flax.linen module to a `Victim` or a `Generator`: pure functions, nothing held."""
+"""From a flax.linen module to a `Victim`, `Generator` or `Decoder`: nothing is held."""
 
 import inspect
 import math
@@ -12,9 +12,17 @@ from flax import linen as nn
 from flax.core import unfreeze
 from jaxtyping import Array, Float
 
-from jaxpoison.types import Generator, InputError, Key, Variables, Victim
+from jaxpoison import check
+from jaxpoison.types import Decoder, Generator, InputError, Key, Variables, Victim
 
-__all__ = ["adapt", "adapt_generator", "check_image_shape", "num_params", "standardize"]
+__all__ = [
+    "adapt",
+    "adapt_decoder",
+    "adapt_generator",
+    "check_image_shape",
+    "num_params",
+    "standardize",
+]
 
 PyTree = Any
 
@@ -45,7 +53,7 @@ def adapt(
       called, for images of another shape or integer pixels, for missing features, for a missing
       dropout key.
     """
-    net = _pure(module, image_shape, mean, std)
+    net = _pure(module, check_image_shape(image_shape), mean, std)
 
     def apply(
         variables: Variables, image: Array, *, train: bool, key: Key | None = None
@@ -89,7 +97,8 @@ def adapt_generator(
       computes in it). Nothing is captured but the module's settings.
     Errors: InputError as `adapt`; when called, for a direction of another shape than the images.
     """
-    net = _pure(module, image_shape, mean, std, unkeyed="a generator must not")
+    shape = check_image_shape(image_shape)
+    net = _pure(module, shape, mean, std, unkeyed="a generator must not")
 
     def apply(
         variables: Variables, image: Array, *, train: bool
@@ -102,14 +111,44 @@ def adapt_generator(
             )
         return _wide(direction), stats
 
-    return Generator(net.init, apply, image_shape=net.shape)
+    return Generator(net.init, apply, image_shape=shape)
+
+
+def adapt_decoder(module: nn.Module, features: int, image_shape: Sequence[int]) -> Decoder:
+    """The pure functions of a linen network from features to images: x = d(phi; params, stats).
+
+    Args:
+      module: called as in `adapt`, on features [B, D]; it returns images. End it with `nn.sigmoid`:
+        nothing behind it keeps pixels in [0, 1]. It may use BatchNorm; it may not draw random
+        numbers.
+      features: D.
+      image_shape: (H, W, C).
+
+    Returns: a Decoder; images are float32 (float64 where the module computes in it). Nothing is
+      captured but the module's settings.
+    Errors: InputError as `adapt`, and for D < 1; when called, for features of another number, and
+      for images of another shape.
+    """
+    check.at_least(1, features=features)
+    shape = check_image_shape(image_shape)
+    net = _pure(module, (int(features),), None, None, "a decoder must not", takes="features")
+
+    def apply(
+        variables: Variables, features: Array, *, train: bool
+    ) -> tuple[Float[Array, "b h w c"], PyTree]:
+        image, stats = net.apply(variables, features, train=train, key=None)
+        if image.shape[1:] != shape:
+            raise InputError(f"{net.name} returns {image.shape}; its images are (batch, *{shape})")
+        return _wide(image), stats
+
+    return Decoder(net.init, apply)
 
 
 class _Pure(NamedTuple):
     """What every adapted network has: `apply` gives (output, new stats), `run` as flax returns."""
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Array, PyTree]]
     run: Callable[..., Any]
@@ -117,16 +156,16 @@ class _Pure(NamedTuple):
 
 def _pure(
     module: nn.Module,
-    image_shape: Sequence[int],
+    shape: tuple[int, ...],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     unkeyed: str = "pass key=",
+    takes: str = "images",
 ) -> _Pure:
     """`unkeyed`: what to say to a network that draws in train mode and has no key."""
-    shape = check_image_shape(image_shape)
     name = type(module).__name__
     mode = _mode(module)
-    mean, std = _check_channels("mean", mean, shape[2]), _check_channels("std", std, shape[2])
+    mean, std = _check_channels("mean", mean, shape[-1]), _check_channels("std", std, shape[-1])
     if std is not None and min(std) <= 0:
         raise InputError(f"std = {std}; every entry must be above 0")
 
@@ -141,9 +180,10 @@ def _pure(
 
     def run(variables: Variables, image: Array, *, train: bool, key: Any, mutable: Any) -> Any:
         if image.shape[1:] != shape:
-            raise InputError(f"images are {image.shape}, the network takes (batch, *{shape})")
+            raise InputError(f"{takes} are {image.shape}, the network takes (batch, *{shape})")
         if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise InputError(f"images are {image.dtype}: pass floats in [0, 1] (types.as_float)")
+            hint = "in [0, 1] (types.as_float)" if takes == "images" else ""
+            raise InputError(f"{takes} are {image.dtype}: pass floats {hint}".rstrip())
         collections = {"params": variables.params, "batch_stats": variables.stats}
         rngs = None if key is None else {"dropout": key}
         x = standardize(image, mean, std)
@@ -167,8 +207,8 @@ def _pure(
 
 
 def standardize(
-    image: Float[Array, "b h w c"], mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Float[Array, "b h w c"]:
+    image: Float[Array, "b *d"], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Float[Array, "b *d"]:
     """(x - mean) / std per channel, in the dtype of x; None leaves that part out."""
     if mean is not None:
         image = image - jnp.asarray(mean, image.dtype).reshape(1, 1, 1, -1)
@@ -177,7 +217,7 @@ def standardize(
     return image
 
 
-def num_params(network: Victim | Generator) -> int:
+def num_params(network: Victim | Generator | Decoder) -> int:
     """How many trainable numbers a network has; nothing is computed."""
     params = jax.eval_shape(network.init, jax.random.key(0)).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
