@@ -1,6 +1,17 @@
 """Published data-poisoning attacks and the defenses against them, as pure functions in JAX."""
 
-from jaxpoison import attacks, check, data, hosts, hypergrad, models, perturb, tree, victims
+from jaxpoison import (
+    attacks,
+    check,
+    data,
+    defenses,
+    hosts,
+    hypergrad,
+    models,
+    perturb,
+    tree,
+    victims,
+)
 from jaxpoison.ensemble import over_ensemble, over_networks
 from jaxpoison.loops import NonFiniteError, run, run_chunks
 from jaxpoison.over import best_of, device_mesh, over_devices, over_restarts, spread
@@ -60,6 +71,7 @@ __all__ = [
     "best_of",
     "check",
     "data",
+    "defenses",
     "device_mesh",
     "hosts",
     "hypergrad",

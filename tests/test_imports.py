@@ -36,6 +36,12 @@ SHARED_ASSEMBLY = {
     "selection",
     "update_rules",
 }  # of attacks/, for all attacks
+SHARED_SCREENING = {
+    "known",
+    "per_sample_gradients",
+    "removal",
+    "screened",
+}  # of defenses/, for all filters: what they are given, and how a score becomes a mask
 
 
 def modules(node: ast.AST, package: str) -> list[str]:
@@ -95,7 +101,8 @@ def _inside(words, room, parts, is_init):
     if other != room and any({room, other} <= group for group in SIBLINGS):
         return f"{room} imports its sibling {other}"
     same_family = room == other and room in ("attacks", "defenses") and not is_init
-    if same_family and tuple(words[1:]) != parts and not SHARED_ASSEMBLY & set(words[2:3]):
+    shared = SHARED_SCREENING if room == "defenses" else SHARED_ASSEMBLY
+    if same_family and tuple(words[1:]) != parts and not shared & set(words[2:3]):
         if room == "defenses" or len(words) > 2 or SHARED_ASSEMBLY & set(parts[1:2]):
             return f"{'/'.join(parts)} imports {'.'.join(words[1:])}"
     return None
@@ -125,6 +132,7 @@ BAD = [
     ("attacks/unlearnable/lsp.py", "from .one_pixel import one_pixel"),
     ("attacks/unlearnable/lsp.py", "from jaxpoison.defenses import purify"),
     ("defenses/purify/jpeg.py", "from jaxpoison.attacks import bilevel"),
+    ("defenses/filter/sever.py", "from jaxpoison.defenses.filter.largest_loss import largest_loss"),
     ("attacks/bilevel.py", "from jaxpoison import report"),
     ("report/tables.py", "import experiments.quickstart"),
     ("data/folder.py", "from tests import oracles"),
@@ -144,6 +152,7 @@ BAD = [
 GOOD = [
     ("attacks/unlearnable/lsp.py", "from jaxpoison.attacks.bilevel import bilevel, closed_form"),
     ("attacks/__init__.py", "from jaxpoison.attacks.unlearnable.lsp import lsp"),
+    ("defenses/filter/sever.py", "from jaxpoison.defenses.removal import keep_below"),
     ("__main__.py", "from jaxpoison.report import tables"),
     ("check.py", "from jaxpoison.types import InputError"),
     ("tree.py", "from jaxpoison import check"),

@@ -1,0 +1,28 @@
+"""The control: the same share, at random."""
+
+import jax
+
+from jaxpoison import check
+from jaxpoison.defenses.removal import groups, keep_below
+from jaxpoison.types import Filter, Screening
+
+__all__ = ["random_filter"]
+
+
+def random_filter(*, share: float = 0.03, num_classes: int | None = None) -> Filter:
+    """Score_i ~ U[0, 1); the `share` largest go, of every class where num_classes is given.
+
+    Errors: InputError for a share outside [0, 1) or num_classes < 1.
+    Source: baseline of the Armory evaluation.
+    """
+    check.number(least=0, below=1, share=share)
+    if num_classes is not None:
+        check.at_least(1, num_classes=num_classes)
+
+    def screen(key, dataset, aux):
+        del aux
+        score = jax.random.uniform(key, dataset.label.shape)
+        keep, _ = keep_below(score, *groups(dataset.label, num_classes), share)
+        return Screening(keep, score)
+
+    return Filter(screen)

@@ -1,0 +1,118 @@
+"""One table of filters, one list of promises; every filter must keep all of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxpoison as jp
+
+CLASSES, NUM, WIDTH = 3, 60, 5
+KEY = jax.random.key(0)
+
+pytestmark = pytest.mark.usefixtures("quick_module")
+
+
+@functools.cache
+def head():
+    return jp.models.logistic_regression((1, 1, WIDTH), CLASSES)
+
+
+def features(dtype=np.float32):
+    """Three Gaussian classes, four rows far off and mislabeled; all rows trusted."""
+    rng = np.random.default_rng(0)
+    label = np.arange(NUM) % CLASSES
+    image = rng.normal(size=(NUM, WIDTH)) + 3 * np.eye(CLASSES, WIDTH)[label]
+    image[:4] = 4 * rng.normal(size=(4, WIDTH))
+    label[:4] = (label[:4] + 1) % CLASSES
+    image = jnp.asarray(image.reshape(NUM, 1, 1, WIDTH), dtype)
+    dataset = jp.Dataset(image, jnp.asarray(label, jnp.int32))
+    kernel = jnp.asarray(np.eye(WIDTH, CLASSES) * 2, dtype)
+    variables = jax.tree.map(
+        lambda x: kernel if x.ndim == 2 else jnp.full(x.shape, 0.1, dtype),
+        head().init(KEY),
+    )
+    return dataset, jp.defenses.Known(variables, dataset)
+
+
+FILTERS = {  # name: factory of the share that goes
+    "random_filter": lambda p: jp.defenses.random_filter(share=p),
+    "largest_loss": lambda p: jp.defenses.largest_loss(head(), share=p, num_classes=CLASSES),
+    "norm_filter": lambda p: jp.defenses.norm_filter(level=1 - p),
+    "norm_filter_features": lambda p: jp.defenses.norm_filter(
+        level=1 - p, space="features", victim=head()
+    ),
+    "range_filter": lambda p: jp.defenses.range_filter(per_coordinate=True, tolerance=1 - p),
+}
+REMOVES_NONE_OF_THE_TRUSTED = ("range_filter",)
+DRAWS = ("random_filter",)  # from its key, a row number at a time
+EVERY = pytest.mark.parametrize("name", FILTERS)
+
+
+@functools.cache
+def build(name, share=0.1):
+    return FILTERS[name](share)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def screen(filter, key, dataset, aux):
+    return filter.screen(key, dataset, aux)
+
+
+@EVERY
+def test_a_screening_has_the_shape_of_the_set_and_removes_some_of_it(name):
+    dataset, aux = features()
+    keep, score = screen(build(name), KEY, dataset, aux)
+    assert keep.shape == (NUM,) and keep.dtype == bool
+    assert score.shape == (NUM,) and score.dtype == jnp.float32
+    assert np.isfinite(score).all()
+    removed = int(NUM - keep.sum())
+    assert removed == 0 if name in REMOVES_NONE_OF_THE_TRUSTED else 1 <= removed <= NUM // 2
+
+
+@EVERY
+def test_jit_equals_eager(name):
+    dataset, aux = features()
+    eager = build(name).screen(KEY, dataset, aux)
+    jitted = screen(build(name), KEY, dataset, aux)
+    np.testing.assert_array_equal(eager.keep, jitted.keep)
+    np.testing.assert_allclose(eager.score, jitted.score, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in FILTERS if name not in DRAWS])
+def test_the_order_of_the_rows_does_not_matter(name):
+    dataset, aux = features()
+    order = np.random.default_rng(1).permutation(NUM)
+    first = screen(build(name), KEY, dataset, aux)
+    second = screen(build(name), KEY, jax.tree.map(lambda x: x[order], dataset), aux)
+    np.testing.assert_array_equal(second.keep, first.keep[order])
+    np.testing.assert_allclose(second.score, first.score[order], rtol=1e-3, atol=1e-5)
+
+
+@EVERY
+def test_no_share_is_a_no_op(name):
+    dataset, aux = features()
+    assert screen(build(name, 0.0), KEY, dataset, aux).keep.all()
+
+
+@EVERY
+def test_the_same_key_gives_the_same_bits_and_nothing_is_compiled_twice(name):
+    dataset, aux = features()
+    first = screen(build(name), KEY, dataset, aux)
+    before = screen._cache_size()
+    second = screen(build(name), KEY, dataset, aux)
+    assert screen._cache_size() == before
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@EVERY
+def test_float64_and_float32_agree(name):
+    small = screen(build(name), KEY, *features())
+    with jax.enable_x64(True):
+        wide = screen(build(name), KEY, *features(np.float64))
+    if name not in DRAWS:
+        np.testing.assert_array_equal(wide.keep, small.keep)
+        np.testing.assert_allclose(wide.score, small.score, rtol=1e-3, atol=1e-5)
