@@ -239,12 +239,15 @@ class Perturbation(NamedTuple):
       release: (theta, scenario) -> Dataset, of a space that adds rows: the N clean ones, then the
         added ones, which `apply` knows as rows N, N + 1, ... None where the N rows are all there
         are.
+      added: (theta, scenario) -> Batch of the added rows alone, as `apply` gives rows N, N + 1, ...
+        but without looking each of them up; None where there are none.
     """
 
     init: Callable[..., PyTree]
     apply: Callable[..., Batch]
     project: Callable[..., PyTree]
     release: Callable[..., "Dataset"] | None = None
+    added: Callable[..., Batch] | None = None
 
 
 class Bilevel(NamedTuple):

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxpoison import check, tree
-from jaxpoison.types import Hypergrad, Key, Perturbation, Scenario, Variables, Victim
+from jaxpoison.types import Hypergrad, InputError, Key, Perturbation, Scenario, Variables, Victim
 from jaxpoison.victims import mean_gradient
 
 __all__ = ["Canceling", "canceling"]
@@ -48,15 +48,18 @@ def canceling(
       target: (key, scenario) -> the target; None takes `scenario.aux`, Variables.
       weight: eps, the weight of all added points together against the clean mean; None is P / N, as
         a victim that trains on all rows alike weighs them.
-      batch_size: rows at a time in all passes.
+      batch_size: rows at a time in all passes, at the most; the points are shared out evenly. All
+        at once is fastest where memory allows, as it does for a head on features.
 
     Returns: a Hypergrad; phi is `Canceling`.
-    Errors: InputError for batch_size < 1 or a weight <= 0.
+    Errors: InputError for batch_size < 1, a weight <= 0, or a space that adds no rows.
     Source: Lu et al. 2023 (ICML), equation of gradient canceling; means in the place of sums.
     """
     check.at_least(1, batch_size=batch_size)
     if weight is not None:
         check.positive(weight=weight)
+    if (points := space.added) is None:
+        raise InputError("canceling needs a space of added points, such as perturb.free_points")
 
     def init(key, scenario):
         network = scenario.aux if target is None else target(key, scenario)
@@ -67,10 +70,10 @@ def canceling(
         del key
         num, added = scenario.train.label.shape[0], scenario.index.shape[0]
         eps = added / num if weight is None else weight
-        rows = num + jnp.arange(added, dtype=jnp.int32)
-        image, pull = jax.vjp(lambda t: space.apply(t, scenario, rows).image, theta)
-        label = space.apply(theta, scenario, rows).label
-        batches = tree.batches((image, label), batch_size)
+        image, pull = jax.vjp(lambda t: points(t, scenario).image, theta)
+        label = points(theta, scenario).label
+        count = -(-added // batch_size)
+        batches = tree.batches((image, label), -(-added // count))
         params, stats = phi.target
 
         def total(params, image, label, weight):

@@ -135,7 +135,12 @@ def free_points(
         label = jnp.concatenate([scenario.train.label, _labels(theta)])
         return Dataset(image, label.astype(jnp.int32))
 
-    return Perturbation(init, apply, project, release)
+    def added(theta, scenario):
+        num, points = scenario.train.label.shape[0], theta.label.shape[0]
+        rows = num + jnp.arange(points, dtype=jnp.int32)
+        return Batch(theta.value, _labels(theta), jnp.ones(points, theta.value.dtype), rows)
+
+    return Perturbation(init, apply, project, release, added)
 
 
 def _base(scenario: Scenario, dtype=None) -> Float[Array, "p h w c"]:

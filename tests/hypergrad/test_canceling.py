@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxpoison as jp
 
@@ -44,6 +45,17 @@ def test_gradient_is_reverse_mode_of_the_objective(x64):
     np.testing.assert_allclose(loss, want, rtol=1e-12)
     np.testing.assert_allclose(got.value, slope, rtol=1e-10, atol=1e-14)
     assert not np.any(got.label)
+
+
+def test_added_points_are_rows_n_and_on(x64):
+    victim, scenario = problem(jnp.float64)
+    space = jp.perturb.free_points(labels="random", num_classes=3)
+    theta = space.init(jax.random.key(1), scenario)
+    theta = theta._replace(value=theta.value + 1)
+    looked_up = space.apply(theta, scenario, jnp.arange(12, 17))
+    jax.tree.map(np.testing.assert_array_equal, space.added(theta, scenario), looked_up)
+    with pytest.raises(jp.InputError, match="a space of added points"):
+        jp.hypergrad.canceling(victim, jp.perturb.per_sample(jp.perturb.Budget("linf", 0.1)))
 
 
 def test_attack_adds_rows_and_lowers_the_residual():
