@@ -1,6 +1,8 @@
 """One table of attacks, one list of promises; every attack must keep all of them."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -22,7 +24,7 @@ KEY = jax.random.key(0)
 def release_programs_early(request):
     """The module as a whole would hold over half of the memory maps that a process may have."""
     yield
-    if request.node.name.endswith(f"[{list(ATTACKS)[-1]}]"):
+    if request.node.name.endswith(f"[{list(ADDED)[-1]}]"):
         jax.clear_caches()
 
 
@@ -47,6 +49,17 @@ def scenario(kept: int = NUM - 4):
     goal = jp.data.synthetic.blobs(jax.random.key(2), 6, num_classes=CLASSES, image_shape=SHAPE)
     index = jnp.asarray(np.random.RandomState(0).permutation(NUM)[:kept], jnp.int32)
     return jp.Scenario(train, goal, index, aux=victim().init(jax.random.key(3)))
+
+
+@functools.cache
+def linear():
+    return jp.models.logistic_regression(SHAPE, CLASSES)
+
+
+@functools.cache
+def linear_scenario():
+    """With a linear classifier as the network that is known: cheap to compile."""
+    return scenario()._replace(aux=linear().init(jax.random.key(4)))
 
 
 def availability(estimator, eps, space=None):
@@ -170,7 +183,33 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
     ),
     "keep_best": (selected, "linf", 0.1),
 }  # fmt: skip
-EVERY = pytest.mark.parametrize("name", ATTACKS)
+
+
+class Added(NamedTuple):
+    """An attack that adds points, one for each row of `index`.
+
+    `make` is of a constraint, which it keeps, unless `constrained` is false; `labels` are those of
+    the base rows ("base"), never those ("other"), or any ("free"); `data` is its scenario.
+    """
+
+    make: Callable[[jp.perturb.Constraint], jp.Attack]
+    labels: str = "base"
+    constrained: bool = True
+    data: Callable[[], jp.Scenario] = linear_scenario
+
+
+CORRUPTION = jp.attacks.Corruption(batch_size=6)
+ADDED = {
+    "gradient_canceling": Added(
+        lambda c: jp.attacks.gradient_canceling(
+            linear(), constraint=c, corruption=CORRUPTION, steps=3
+        ),
+    ),
+}
+NEAR = jp.perturb.Constraint("linf", 0.1)
+CHANGING = pytest.mark.parametrize("name", ATTACKS)
+ADDING = pytest.mark.parametrize("name", ADDED)
+EVERY = pytest.mark.parametrize("name", [*ATTACKS, *ADDED])
 ALIKE = {  # a row whose step is that of another one but for one formula or setting: that row
     "error_minimizing_class": "error_minimizing",
     "error_maximizing_untargeted": "error_maximizing",
@@ -178,22 +217,29 @@ ALIKE = {  # a row whose step is that of another one but for one formula or sett
     "mean_feature_collision": "bullseye_polytope",
     "bilevel_class_wise": "bilevel_unrolled",
 }
-STEPS = pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ALIKE])
+STEPS = pytest.mark.parametrize("name", [name for name in [*ATTACKS, *ADDED] if name not in ALIKE])
 """The rows for the promises about how a step is run, not about what it makes: compiling is dear."""
 QUICK = pytest.mark.usefixtures("quick_compile")  # but for the promise of equal bits on devices
 
 
 @functools.cache
 def attack(name, eps=None):
+    """`eps` may be a constraint, where points are added."""
+    if name in ADDED:
+        return ADDED[name].make(NEAR if eps is None else eps)
     make, _, default = ATTACKS[name]
     return make(default if eps is None else eps)
+
+
+def data_of(name):
+    return ADDED[name].data() if name in ADDED else scenario()
 
 
 @functools.cache
 def finished(name):
     """The attack after three steps, and its poison."""
-    state, info = jp.run(attack(name), KEY, scenario(), num_steps=3)
-    return state, info, poison(attack(name), state, scenario())
+    state, info = jp.run(attack(name), KEY, data_of(name), num_steps=3)
+    return state, info, poison(attack(name), state, data_of(name))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,19 +249,22 @@ def poison(attack, state, data):
 
 @EVERY
 def test_state_and_info_keep_their_form(name):
-    state = jax.eval_shape(attack(name).init, KEY, scenario())
-    again, info = jax.eval_shape(attack(name).step, KEY, state, scenario())
+    data = data_of(name)
+    state = jax.eval_shape(attack(name).init, KEY, data)
+    again, info = jax.eval_shape(attack(name).step, KEY, state, data)
     chex.assert_trees_all_equal_shapes_and_dtypes(again, state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     for field in ("outer_loss", "grad_norm"):
         assert getattr(info, field).shape == () and getattr(info, field).dtype == jnp.float32
     assert info.finite.shape == () and info.finite.dtype == bool
-    dataset = jax.eval_shape(attack(name).poison, state, scenario())
-    assert dataset.image.shape == (NUM, *SHAPE) and dataset.image.dtype == jnp.float32
-    assert dataset.label.dtype == jnp.int32
+    dataset = jax.eval_shape(attack(name).poison, state, data)
+    num = len(data.train.label) + (len(data.index) if name in ADDED else 0)
+    assert dataset.image.shape == (num, *data.train.image.shape[1:])
+    assert dataset.image.dtype == jnp.float32
+    assert dataset.label.shape == (num,) and dataset.label.dtype == jnp.int32
 
 
-@EVERY
+@CHANGING
 @QUICK
 def test_budget_box_labels_and_untouched_rows(name):
     _, info, poisoned = finished(name)
@@ -239,7 +288,7 @@ def test_budget_box_labels_and_untouched_rows(name):
     assert np.all(info.finite)
 
 
-@EVERY
+@CHANGING
 @QUICK
 def test_zero_budget_changes_nothing(name):
     if name == "one_pixel":
@@ -250,12 +299,63 @@ def test_zero_budget_changes_nothing(name):
     np.testing.assert_array_equal(poison(nothing, state, scenario()).image, clean)
 
 
+@ADDING
+@QUICK
+def test_points_are_added_behind_clean_rows_that_stay(name):
+    data, (_, info, poisoned) = data_of(name), finished(name)
+    num = len(data.train.label)
+    clean = jax.jit(as_float)(data.train.image)
+    np.testing.assert_array_equal(poisoned.image[:num], clean)
+    np.testing.assert_array_equal(poisoned.label[:num], data.train.label)
+    label, base = poisoned.label[num:], data.train.label[data.index]
+    if ADDED[name].labels == "base":
+        np.testing.assert_array_equal(label, base)
+    assert ADDED[name].labels != "other" or not np.any(label == base)
+    assert label.min() >= 0 and label.max() < CLASSES
+    assert np.all(np.isfinite(poisoned.image)) and np.all(info.finite)
+
+
+@ADDING
+@QUICK
+def test_points_are_where_the_constraint_lets_them_be(name):
+    if not ADDED[name].constrained:
+        pytest.skip("it chooses where its points are")
+    data = data_of(name)
+    num, base = len(data.train.label), jax.jit(as_float)(data.train.image)[data.index]
+    near = finished(name)[2].image[num:]
+    size = np.abs(near - base).max()
+    assert 0.01 < size <= 0.1 + 1e-6  # they moved
+    assert near.min() >= 0 and near.max() <= 1
+    nowhere = attack(name, jp.perturb.Constraint("linf", 0.0))
+    state, _ = jp.run(nowhere, KEY, data, num_steps=1)
+    np.testing.assert_array_equal(poison(nowhere, state, data).image[num:], base)
+
+
+@ADDING
+@QUICK
+def test_the_stored_points_verify_and_join_the_clean_set(name, tmp_path):
+    data, whole = data_of(name), finished(name)[2]
+    num, row = len(data.train.label), ADDED[name]
+    norm, eps = ("linf", 0.1) if row.constrained else (None, None)
+    jp.data.poisoned.write(
+        tmp_path / "p", poisoned=jax.tree.map(lambda x: x[num:], whole), clean=data.train,
+        index=np.arange(len(data.index)), source_rows=np.asarray(data.index), attack=name,
+        settings={}, norm=norm, eps=eps, source={"name": "blobs"}, rows="added",
+        domain="uint8" if row.constrained else "unbounded", labels_changed=row.labels != "base",
+    )  # fmt: skip
+    report = jp.data.poisoned.verify(tmp_path / "p", data.train)
+    assert report.passed, report
+    joined = jp.data.with_added(data.train, jp.data.poisoned.read(tmp_path / "p"))
+    np.testing.assert_allclose(as_float(jnp.asarray(joined.image)), whole.image, atol=1 / 255)
+    np.testing.assert_array_equal(joined.label, whole.label)
+
+
 @EVERY
 @QUICK
 def test_the_same_key_gives_the_same_bits_and_nothing_is_compiled_twice(name):
-    state, _ = jp.run(attack(name), KEY, scenario(), num_steps=3)
+    state, _ = jp.run(attack(name), KEY, data_of(name), num_steps=3)
     before = jp.loops._run._cache_size()
-    again, _ = jp.run(attack(name), KEY, scenario(), num_steps=3)
+    again, _ = jp.run(attack(name), KEY, data_of(name), num_steps=3)
     assert jp.loops._run._cache_size() == before
     chex.assert_trees_all_equal(again, state)
     chex.assert_trees_all_equal(finished(name)[0], state)
@@ -264,19 +364,19 @@ def test_the_same_key_gives_the_same_bits_and_nothing_is_compiled_twice(name):
 @STEPS
 @QUICK
 def test_jit_equals_eager(name):
-    state = attack(name).init(KEY, scenario())
-    chex.assert_trees_all_close(state, jax.jit(attack(name).init)(KEY, scenario()), atol=1e-5)
-    eager = attack(name).step(KEY, state, scenario())
-    jitted = jax.jit(attack(name).step)(KEY, state, scenario())
+    state = attack(name).init(KEY, data_of(name))
+    chex.assert_trees_all_close(state, jax.jit(attack(name).init)(KEY, data_of(name)), atol=1e-5)
+    eager = attack(name).step(KEY, state, data_of(name))
+    jitted = jax.jit(attack(name).step)(KEY, state, data_of(name))
     chex.assert_trees_all_close(eager, jitted, atol=1e-4, rtol=1e-4)
 
 
 @STEPS
 def test_devices_equal_fewer_restarts_in_a_map_bit_for_bit(name):
     """Three restarts one after another are the first three of four on four devices."""
-    three = jp.run(jp.over_restarts(attack(name), 3), KEY, scenario(), num_steps=2)
+    three = jp.run(jp.over_restarts(attack(name), 3), KEY, data_of(name), num_steps=2)
     spread = jp.over_devices(attack(name), jp.device_mesh(4), 4)
-    state, info = jp.run(spread, KEY, scenario(), num_steps=2)
+    state, info = jp.run(spread, KEY, data_of(name), num_steps=2)
     first = jax.tree.map(lambda x: x[:3], state), jax.tree.map(lambda x: x[:, :3], info)
     if name.startswith(("deepconfuse", "gradient_matching")):
         # XLA fuses their step otherwise on a mesh, where some a b + c round once instead of twice.
@@ -289,15 +389,15 @@ def test_devices_equal_fewer_restarts_in_a_map_bit_for_bit(name):
 @QUICK
 def test_a_restart_is_a_single_run_and_vmap_agrees(name):
     two = jp.over_restarts(attack(name), 2)
-    state = jax.jit(two.init)(KEY, scenario())
-    after, _ = jax.jit(two.step)(KEY, state, scenario())
+    state = jax.jit(two.init)(KEY, data_of(name))
+    after, _ = jax.jit(two.step)(KEY, state, data_of(name))
     single = attack(name)
     key = jax.random.fold_in(KEY, 1)
-    one = jax.jit(single.init)(key, scenario())
-    one_after, _ = jax.jit(single.step)(key, one, scenario())
+    one = jax.jit(single.init)(key, data_of(name))
+    one_after, _ = jax.jit(single.step)(key, one, data_of(name))
     chex.assert_trees_all_close(jp.tree.take(after, 1), one_after, atol=1e-5)
     side_by_side = jp.over_restarts(attack(name), 2, chunk=None)
-    mapped, _ = jax.jit(side_by_side.step)(KEY, state, scenario())
+    mapped, _ = jax.jit(side_by_side.step)(KEY, state, data_of(name))
     chex.assert_trees_all_close(mapped, after, atol=1e-4, rtol=1e-4)
 
 
@@ -305,18 +405,18 @@ def test_a_restart_is_a_single_run_and_vmap_agrees(name):
 @QUICK
 def test_save_load_continue_is_uninterrupted(name, tmp_path):
     options = {"num_steps": 4, "save_every": 2}
-    whole, info, _ = jp.run_chunks(attack(name), KEY, scenario(), **options)
+    whole, info, _ = jp.run_chunks(attack(name), KEY, data_of(name), **options)
     half = {"num_steps": 2, "directory": tmp_path}
-    jp.run_chunks(attack(name), KEY, scenario(), **half)
+    jp.run_chunks(attack(name), KEY, data_of(name), **half)
     resumed, resumed_info, _ = jp.run_chunks(
-        attack(name), KEY, scenario(), directory=tmp_path, **options
+        attack(name), KEY, data_of(name), directory=tmp_path, **options
     )
     chex.assert_trees_all_equal(resumed, whole)
     chex.assert_trees_all_equal(resumed_info, info)
     assert checkpoint.valid_steps(tmp_path / "checkpoints")[-1] == 4
 
 
-@EVERY
+@CHANGING
 @QUICK
 def test_the_stored_poison_keeps_its_budget(name, tmp_path):
     _, norm, eps = ATTACKS[name]
