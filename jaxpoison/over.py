@@ -256,7 +256,7 @@ def _repeat(process, init, step, mapped) -> Any:
     if isinstance(process, Attack):
         score = process.score and mapped(process.score)
         again = {"init": init, "step": step, "poison": mapped(process.poison), "score": score}
-        return process._replace(**again, single=process, generator=None)
+        return process._replace(**again, single=process, generator=None, target=None)
     return Training(init, step, single=process)
 
 

@@ -343,6 +343,9 @@ class Attack(NamedTuple):
         for so many. Else None.
       score: (state, scenario) -> scalar by which `best_of` chooses among restarts, lower is better
         ([R] under `over_restarts` and `over_devices`); None chooses by the last outer loss.
+      target: of an attack that cancels the gradient at given parameters: (state) -> that network,
+        Variables of the victim it was built with; its info then has `residual`, or an outer loss
+        of half the squared residual. Else None.
     """
 
     init: Callable[..., PyTree]
@@ -353,6 +356,7 @@ class Attack(NamedTuple):
     round_steps: int = 1
     num_steps: int | None = None
     score: Callable[..., Array] | None = None
+    target: Callable[..., Variables] | None = None
 
 
 class Training(NamedTuple):

@@ -215,6 +215,13 @@ def array_sha256(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def tree_sha256(arrays: Any) -> str:
+    """One SHA-256 of all arrays of a pytree and where they stand in it."""
+    leaves = jax.tree.leaves_with_path(arrays)
+    names = [[jax.tree_util.keystr(path), array_sha256(np.asarray(x))] for path, x in leaves]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Python, this library and the packages that decide the numbers; "unknown" if not installed."""
     found = {"python": platform.python_version(), "jaxpoison": jaxpoison.__version__}

@@ -1,5 +1,8 @@
 """The main job and what it leaves: records, tables, pictures."""
 
+from jaxpoison.report.added_arms import AddedArm, added_arm
+from jaxpoison.report.added_config import AddedConfig, Player
+from jaxpoison.report.added_job import added_job
 from jaxpoison.report.apply import Applied, apply_generator
 from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
@@ -18,6 +21,8 @@ from jaxpoison.report.targeted_job import targeted_job
 from jaxpoison.report.targeted_record import mean_over_victims
 
 __all__ = [
+    "AddedArm",
+    "AddedConfig",
     "Applied",
     "Arm",
     "DeepConfuseConfig",
@@ -26,12 +31,15 @@ __all__ = [
     "GeneratorConfig",
     "ImageConfig",
     "PaperConfig",
+    "Player",
     "Point",
     "Stored",
     "Study",
     "StudyConfig",
     "TargetedConfig",
     "Trainee",
+    "added_arm",
+    "added_job",
     "apply_generator",
     "arm",
     "command_line",

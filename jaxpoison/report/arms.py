@@ -17,7 +17,7 @@ from jaxpoison.data.rounding import ROUNDINGS, promised
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Attack, Generator, InputError
 
-__all__ = ["Arm", "Point", "Stored", "arm", "control", "stored"]
+__all__ = ["Arm", "Point", "Stored", "arm", "built", "control", "stored"]
 
 _PLAIN = str | int | float
 HARMLESS = "within 3 of clean: change alone does little"
@@ -146,28 +146,9 @@ def arm(
       another `eps` than the budget: it could not be applied later as it was trained; for other
       `num_steps` than those of a schedule, or than whole rounds of an attack that selects.
     """
-    bound = inspect.signature(factory).bind(*parts, **options)
-    bound.apply_defaults()
-    settings = {"attack": factory.__name__} | {
-        name: setting
-        for name, value in bound.arguments.items()
-        if (setting := _setting(value)) is not _UNSAID
-    }
-    attack = factory(*parts, **options)
-    network = None if attack.generator is None else _network(bound.arguments, budget)
+    attack, num_steps, arguments, settings = built(factory, parts, options, num_steps)
+    network = None if attack.generator is None else _network(arguments, budget)
     check.at_least(1, restarts=restarts)
-    if num_steps is None:
-        num_steps = attack.num_steps or 1
-    if attack.num_steps not in (None, num_steps):
-        raise InputError(
-            f"num_steps = {num_steps}; the schedule of {factory.__name__} is laid out over "
-            f"{attack.num_steps} steps"
-        )
-    if num_steps % attack.round_steps:
-        raise InputError(
-            f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
-            f"{attack.round_steps} steps, so it must be a multiple of them"
-        )
     check.one_of((*ROUNDINGS, "none"), rounding=rounding)
     if rounding != "nearest":
         if rounding != "none":
@@ -175,9 +156,9 @@ def arm(
         settings |= {"rounding": rounding}
     if restarts > 1:
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
-    wanted = bound.arguments.get("label_map")
+    wanted = arguments.get("label_map")
     label_map = None if wanted is None else tuple(int(label) for label in wanted)
-    crafting = bound.arguments.get("crafting")
+    crafting = arguments.get("crafting")
     return Arm(
         attack,
         num_steps,
@@ -190,6 +171,39 @@ def arm(
         restarts=restarts,
         has_mesh=getattr(crafting, "mesh", None) is not None,
     )
+
+
+def built(
+    factory: Callable[..., Attack],
+    parts: Sequence[Any],
+    options: Mapping[str, Any],
+    num_steps: int | None,
+) -> tuple[Attack, int, dict[str, Any], dict[str, Any]]:
+    """(the attack, its steps, all arguments of the factory, those of them that JSON can hold).
+
+    Raises: InputError for other `num_steps` than those of a schedule, or than whole rounds.
+    """
+    bound = inspect.signature(factory).bind(*parts, **options)
+    bound.apply_defaults()
+    settings = {"attack": factory.__name__} | {
+        name: setting
+        for name, value in bound.arguments.items()
+        if (setting := _setting(value)) is not _UNSAID
+    }
+    attack = factory(*parts, **options)
+    if num_steps is None:
+        num_steps = attack.num_steps or 1
+    if attack.num_steps not in (None, num_steps):
+        raise InputError(
+            f"num_steps = {num_steps}; the schedule of {factory.__name__} is laid out over "
+            f"{attack.num_steps} steps"
+        )
+    if num_steps % attack.round_steps:
+        raise InputError(
+            f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
+            f"{attack.round_steps} steps, so it must be a multiple of them"
+        )
+    return attack, num_steps, dict(bound.arguments), settings
 
 
 def control(

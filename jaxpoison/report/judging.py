@@ -11,7 +11,7 @@ from jaxpoison.report import record
 from jaxpoison.report.arms import Point
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
-from jaxpoison.types import Dataset, Key, Split, Streaming, Training, Victim
+from jaxpoison.types import Dataset, Key, Split, Streaming, Training, TrainState, Victim
 from jaxpoison.victims import (
     Classical,
     assess,
@@ -73,8 +73,8 @@ class Judging:
         epochs: int,
         network: str = "",
         evaluation: dict[str, Any] | None = None,
-    ) -> None:
-        """Train fresh victims on one training set and judge them.
+    ) -> TrainState:
+        """Train fresh victims on one training set and judge them; returns them as they ended.
 
         Args:
           arm: name of the training set.
@@ -103,6 +103,7 @@ class Judging:
             for probe, dataset in exam.probes.items()
         }
         self.arms[name] = record.arm(judgment, *success, probes=probes, **_of(exam, network))
+        return state
 
     def consult(self, arm: str, exam: Exam, victim: Classical, *, network: str) -> None:
         """Judge victims that are no networks; kept in victims/NETWORK/ARM/entry.json.

@@ -1,7 +1,7 @@
 """All that is looked at before a run folder is made, so that a bad setting ends before work."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,15 @@ from jaxpoison.types import (
 )
 from jaxpoison.victims import Recipe, Transfer, TransferSplit, transfer_training
 
-__all__ = ["Trainee", "abstract", "check_arms", "check_split", "rehearse", "rows"]
+__all__ = [
+    "Trainee",
+    "abstract",
+    "check_arms",
+    "check_split",
+    "num_classes",
+    "rehearse",
+    "rows",
+]
 
 _TAKEN = {"clean": "clean training set", "surrogate": "network that attacks may know"}
 
@@ -75,10 +83,11 @@ def check_split(split: Split, trainees: Iterable[Trainee]) -> Split:
             f"training images are {train.image.shape[1:]}, test images {test.image.shape[1:]}; "
             "one shape is needed"
         )
-    num_classes = min((_num_classes(one.victim, train) for one in trainees), default=None)
+    shape = train.image.shape[1:]
+    most = min((num_classes(one.victim, shape) for one in trainees), default=None)
     return Split(
-        check_dataset(train, num_classes=num_classes, source="training set"),
-        check_dataset(test, num_classes=num_classes, source="test set"),
+        check_dataset(train, num_classes=most, source="training set"),
+        check_dataset(test, num_classes=most, source="test set"),
     )
 
 
@@ -132,17 +141,16 @@ def rehearse(
     Raises: InputError where an attack cannot start, or its map has no label for a class.
     """
     held_out = not HELD_OUT.isdisjoint(probes)
-    num_classes = int(max(scenario.train.label.max(), test.label.max())) + 1
+    classes = int(max(scenario.train.label.max(), test.label.max())) + 1
     for name, one in arms.items():
         if isinstance(one, Derived):
             one.check(len(scenario.index))
         if not isinstance(one, Arm):
             continue
         check.at_least(1, **{f"num_steps of {name}": one.num_steps})
-        if one.label_map is not None and len(one.label_map) < num_classes:
+        if one.label_map is not None and len(one.label_map) < classes:
             raise InputError(
-                f"label_map of {name} has {len(one.label_map)} entries; there are {num_classes} "
-                "classes"
+                f"label_map of {name} has {len(one.label_map)} entries; there are {classes} classes"
             )
         state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
         jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
@@ -155,8 +163,9 @@ def abstract(victim: Victim) -> Variables:
     return jax.eval_shape(victim.init, jax.random.key(0))
 
 
-def _num_classes(victim: Victim, dataset: Dataset) -> int:
-    image = jax.ShapeDtypeStruct((1, *dataset.image.shape[1:]), "float32")
+def num_classes(victim: Victim, image_shape: Sequence[int]) -> int:
+    """How many logits a network has; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
 
     def scores(variables, image):
         return victim.apply(variables, image, train=False)[0]

@@ -5,18 +5,15 @@ compiled training serves every pretrained network of an architecture.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxpoison import check
-from jaxpoison.data.manifest import array_sha256
+from jaxpoison.data.manifest import tree_sha256
 from jaxpoison.types import (
     Dataset,
     InputError,
@@ -80,10 +77,7 @@ class Transfer:
 
     def facts(self) -> dict[str, str]:
         """The mode and the SHA-256 of the pretrained arrays, which bind a run folder to them."""
-        leaves = jax.tree.leaves_with_path(self.start)
-        names = [[jax.tree_util.keystr(path), array_sha256(np.asarray(x))] for path, x in leaves]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        return {"mode": self.mode, "start_sha256": digest}
+        return {"mode": self.mode, "start_sha256": tree_sha256(self.start)}
 
     def data(self, split: Split) -> TransferSplit:
         """The split with the pretrained network, as the trainings here take it."""

@@ -60,4 +60,5 @@ def gradient_canceling(
 
     rule = hypergrad.canceling(victim, space, target=target, weight=weight, batch_size=batch_size)
     rate = optax.cosine_decay_schedule(learning_rate, steps)
-    return bilevel(space, rule, optax.adam(rate))._replace(num_steps=steps)
+    attack = bilevel(space, rule, optax.adam(rate))
+    return attack._replace(num_steps=steps, target=lambda state: state.phi.target)

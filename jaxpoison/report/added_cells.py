@@ -1,0 +1,163 @@
+"""One cell of a job of added points: an arm at a share and an attack key, crafted and stored."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpoison import hosts
+from jaxpoison.data import poisoned
+from jaxpoison.report.added_arms import AddedArm
+from jaxpoison.report.added_checks import known
+from jaxpoison.report.added_sides import Side
+from jaxpoison.report.study import Study
+from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables
+from jaxpoison.victims import assess
+
+__all__ = ["Crafted", "craft", "label_of"]
+
+POINTS = 100
+"""Of a curve in the record, besides its last step."""
+
+
+class Crafted(NamedTuple):
+    """What an attack left.
+
+    Attributes:
+      poison: the stored points, verified.
+      target: the network that they shall make a place of rest, of an attack that aims at one.
+      facts: what the record says of them, see `report.record`.
+    """
+
+    poison: poisoned.Poisoned
+    target: Variables | None
+    facts: dict[str, Any]
+
+
+def label_of(player: str, name: str, share: float, s: int) -> str:
+    """The folder of a cell, and its name in the run."""
+    arm = f"{player}-{name}" if player else name
+    return f"{arm} share={share:g}" + (f".{s}" if s else "")
+
+
+def craft(
+    study: Study,
+    side: Side,
+    name: str,
+    one: AddedArm,
+    index: jax.Array,
+    key: Key,
+    *,
+    label: str,
+    source: dict[str, Any],
+) -> Crafted:
+    """Run the attack of a cell, store the added points, verify them.
+
+    Args:
+      study: the run.
+      side: the player it attacks.
+      name: of the arm.
+      one: the arm.
+      index: [P] base rows.
+      key: of the attack.
+      label: of the cell.
+      source: as `data.load` takes it.
+
+    Raises: InputError if the attack changes clean rows, or its points break their constraint.
+    """
+    clean = side.train[one.space]
+    scenario = Scenario(clean, clean, index, known(one, side.player, side.reference))
+    state, info, seconds = study.work.run("craft", label, one.attack, key, scenario, one.num_steps)
+    path = study.work.folder / "poison" / label
+    settings = study.config.settings() | one.facts() | {"share": len(index) / len(clean.label)}
+
+    def write() -> None:
+        added, moved = jax.device_get(_added(one.attack, state, scenario))
+        if moved > 1e-5:
+            raise InputError(f"arm {name!r} changes clean rows, by up to {moved:.3g}; it may only "
+                             "add some")  # fmt: skip
+        base = np.asarray(clean.label)[np.asarray(index)]
+        poisoned.write(
+            path,
+            poisoned=Dataset(jnp.asarray(added.image), jnp.asarray(added.label)),
+            clean=clean,
+            index=np.arange(len(index)),
+            source_rows=np.asarray(index),
+            attack=name,
+            settings=settings,
+            norm=None if one.eps is None else "linf",
+            eps=one.eps,
+            source=source,
+            key=key,
+            wall_time_s=seconds.compile + seconds.steps,
+            domain=one.domain,
+            rows="added",
+            labels_changed=bool((np.asarray(added.label) != base).any()),
+        )
+
+    if not hosts.first(path.exists):
+        began = time.perf_counter()
+        hosts.first(write)
+        study.work.note(f"write {label}", time.perf_counter() - began)
+    stored = study.poisons.check(label, path, clean)
+    target = None if one.attack.target is None else one.attack.target(state)
+    facts = {
+        "arm": name,
+        "player": one.player,
+        "share": len(index) / len(clean.label),
+        "num_added": len(index),
+        "space": one.space,
+        "constraint": None if one.constraint is None else one.settings["constraint"],
+        "labels_changed": stored.manifest.labels_changed,
+        "values": _values(stored.manifest.measured),
+        **_progress(info, target is not None),
+    }
+    if target is not None and one.victim is not None:
+        found = assess(one.victim, target, side.test[one.space]).accuracy
+        facts["target_accuracy"] = found.mean
+    return Crafted(stored, target, facts)
+
+
+@jax.jit(static_argnums=0)
+def _added(attack, state, scenario):
+    """(the added rows, the largest change of a clean one)."""
+    whole = attack.poison(state, scenario)
+    num = scenario.train.label.shape[0]
+    clean = scenario.train.image
+    scale = 255 if clean.dtype == jnp.uint8 else 1
+    change = jnp.max(jnp.abs(whole.image[:num] - clean.astype(whole.image.dtype) / scale))
+    return Dataset(whole.image[num:], whole.label[num:]), change
+
+
+def _values(measured: dict[str, Any]) -> dict[str, float] | None:
+    names = ("value_low", "value_high", "clean_low", "clean_high")
+    found = {name: measured[name] for name in names if name in measured}
+    return found or None
+
+
+def _progress(info: Any, cancels: bool) -> dict[str, Any]:
+    """Of an attack of several steps: {first, last, and of the residual the curve}."""
+    loss = np.asarray(info.outer_loss, np.float64)
+    if len(loss) < 2:
+        return {}
+    found = {"outer_loss": {"first": float(loss[0]), "last": float(loss[-1])}}
+    if cancels:
+        residual = getattr(info, "residual", None)
+        size = np.sqrt(2 * loss) if residual is None else np.asarray(residual, np.float64)
+        found["residual"] = _curve(size)
+    if hasattr(info, "feature_error"):
+        found["feature_error"] = _curve(np.asarray(info.feature_error, np.float64))
+    return found
+
+
+def _curve(values: np.ndarray) -> dict[str, Any]:
+    """First and last value, and the curve at about 100 steps."""
+    steps = np.unique(np.linspace(0, len(values) - 1, min(POINTS, len(values))).astype(int))
+    return {
+        "first": float(values[0]),
+        "last": float(values[-1]),
+        "steps": (steps + 1).tolist(),
+        "curve": values[steps].tolist(),
+    }

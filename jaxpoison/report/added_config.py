@@ -1,0 +1,75 @@
+"""Settings of experiments with added points, and who trains on them."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxpoison import check
+from jaxpoison.report.study_config import StudyConfig
+from jaxpoison.types import Dataset, Filter, InputError, Victim
+from jaxpoison.victims import Extractor, Recipe, ToConvergence
+
+__all__ = ["AddedConfig", "Follower", "Player"]
+
+Follower = Recipe | ToConvergence
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedConfig(StudyConfig):
+    """Settings that every experiment with added points has."""
+
+    HIDDEN = ("share", "probes")
+
+    shares: tuple[float, ...] = (0.03, 0.1, 1.0)
+    """Added points relative to the clean training set, eps_d = P / N, above 0 up to 1; every attack
+    is crafted at each."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.share != 1:
+            raise InputError(f"share = {self.share}; no row changes here: set shares, of what is "
+                             "added")  # fmt: skip
+        if self.probes:
+            raise InputError(f"probes = {self.probes}; a run of added points has none")
+        object.__setattr__(self, "shares", tuple(self.shares))
+        check_shares(self.shares)
+
+
+class Player(NamedTuple):
+    """Who trains on the clean set and the added points.
+
+    Attributes:
+      victim: what followers train: a network on images, or with an extractor the head on its
+        features [B, 1, 1, D].
+      followers: how it is trained, by name: a `Recipe`, or `ToConvergence` (L-BFGS). Every training
+        set is judged by each of them, `config.victims` seeds; where training draws nothing
+        (`start="zeros"`) one.
+      reference: the follower whose clean network, seed 0, attacks know as `scenario.aux`.
+      extractor: followers then learn its features of whatever images they get. Those of the clean
+        set are computed once.
+      filters: defenses by name (`jaxpoison.defenses`): each screens what the reference follower was
+        trained on, knows that network (seed 0) and `trusted`, and the follower learns again from
+        the rows that stay.
+      trusted: images that a defender knows to be clean, for filters that ask for them; () for none.
+    """
+
+    victim: Victim
+    followers: Mapping[str, Follower]
+    reference: str
+    extractor: Extractor | None = None
+    filters: Mapping[str, Filter] = types.MappingProxyType({})
+    trusted: Dataset | Any = ()
+
+
+def check_shares(shares: tuple[float, ...]) -> None:
+    """At least one, each in (0, 1] and once.
+
+    Raises: InputError where they are not.
+    """
+    if not shares:
+        raise InputError("shares are none; name at least one")
+    for share in shares:
+        check.number(above=0, most=1, shares=share)
+    if len({f"{share:g}" for share in shares}) < len(shares):
+        raise InputError(f"shares = {shares}; name each once")
