@@ -25,6 +25,7 @@ __all__ = [
     "Info",
     "InputError",
     "Key",
+    "Leader",
     "Learner",
     "Objective",
     "Perturbation",
@@ -210,6 +211,19 @@ class Decoder(NamedTuple):
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Array, PyTree]]
+
+
+class Leader(NamedTuple):
+    """A network that makes an added point of its base image and its label; hashable.
+
+    Attributes:
+      init: (key) -> Variables, without statistics.
+      apply: (variables, image [B, H, W, C] in [0, 1], label [B]) -> image [B, H, W, C], in pixel
+        units; nothing but the network itself bounds it.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., Array]
 
 
 class Learner(NamedTuple):

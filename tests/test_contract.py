@@ -199,12 +199,16 @@ class Added(NamedTuple):
 
 
 CORRUPTION = jp.attacks.Corruption(batch_size=6)
+GAME = jp.attacks.Stackelberg(
+    "", leader_rate=3.0, follower_steps=2, batch_size=9, iterations=2, damping=0.1
+)
 ADDED = {
     "gradient_canceling": Added(
         lambda c: jp.attacks.gradient_canceling(
             linear(), constraint=c, corruption=CORRUPTION, steps=3
         ),
     ),
+    "total_gradient": Added(lambda c: jp.attacks.total_gradient(linear(), game=GAME, constraint=c)),
 }
 NEAR = jp.perturb.Constraint("linf", 0.1)
 CHANGING = pytest.mark.parametrize("name", ATTACKS)

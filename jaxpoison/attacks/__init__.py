@@ -10,6 +10,8 @@ from jaxpoison.attacks.generator_store import (
     save_generator,
 )
 from jaxpoison.attacks.indiscriminate.gradient_canceling import gradient_canceling
+from jaxpoison.attacks.indiscriminate.total_gradient import TGDA, Stackelberg, total_gradient
+from jaxpoison.attacks.leader import pretrain_leader
 from jaxpoison.attacks.parameter_corruption import (
     Corruption,
     parameter_corruption,
@@ -43,6 +45,8 @@ __all__ = [
     "Crafting",
     "GeneratorCard",
     "MetaCrafting",
+    "Stackelberg",
+    "TGDA",
     "TrainedGenerator",
     "bilevel",
     "bullseye_polytope",
@@ -65,8 +69,10 @@ __all__ = [
     "one_pixel",
     "parameter_corruption",
     "poison_dataset",
+    "pretrain_leader",
     "random_noise",
     "save_generator",
+    "total_gradient",
     "scale_target",
     "watermark",
 ]

@@ -7,6 +7,7 @@ from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, small_cnn
 from jaxpoison.models.decoder import conv_decoder, mlp_decoder
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
+from jaxpoison.models.leaders import adapt_leader, conv_leader, mlp_leader
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
 from jaxpoison.models.metapoison_convnet import metapoison_convnet
@@ -31,8 +32,10 @@ __all__ = [
     "adapt",
     "adapt_decoder",
     "adapt_generator",
+    "adapt_leader",
     "autoencoder4x4",
     "cnn5",
+    "conv_leader",
     "conv_decoder",
     "convnet",
     "create",
@@ -46,6 +49,7 @@ __all__ = [
     "mlp",
     "mlp_decoder",
     "mlp_generator",
+    "mlp_leader",
     "mnist_autoencoder",
     "mobilenet_v2",
     "num_params",

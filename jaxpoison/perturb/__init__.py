@@ -5,6 +5,7 @@ from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
 from jaxpoison.perturb.color import Colored, color_bound, color_map, colored, roughness
 from jaxpoison.perturb.free_points import Constraint, Points, free_points
+from jaxpoison.perturb.generated_points import generated_points
 from jaxpoison.perturb.generator import generated, generator, moving
 from jaxpoison.perturb.initial import normal, uniform, zero
 from jaxpoison.perturb.per_sample import per_sample, poison
@@ -28,6 +29,7 @@ __all__ = [
     "colored",
     "free_points",
     "generated",
+    "generated_points",
     "generator",
     "moving",
     "normal",
