@@ -37,6 +37,7 @@ SHARED_ASSEMBLY = {
     "update_rules",
 }  # of attacks/, for all attacks
 SHARED_SCREENING = {
+    "fits",
     "known",
     "per_sample_gradients",
     "removal",

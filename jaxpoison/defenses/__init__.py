@@ -1,8 +1,18 @@
 """Defenses, each a factory named as its file: settings in, a `Filter` out; applied and judged."""
 
-from jaxpoison.defenses.filter.largest_loss import largest_loss
+from jaxpoison.defenses.filter.deep_knn import deep_knn, knn_distance
+from jaxpoison.defenses.filter.largest_loss import largest_gradient, largest_loss
 from jaxpoison.defenses.filter.norm_filter import norm_filter, range_filter
 from jaxpoison.defenses.filter.random_filter import random_filter
+from jaxpoison.defenses.filter.sever import (
+    ENRON,
+    REGRESSION,
+    RELEASE,
+    SeverSettings,
+    sever,
+)
+from jaxpoison.defenses.filter.sphere import slab, sphere
+from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
 from jaxpoison.defenses.screened import (
     Detection,
@@ -13,14 +23,26 @@ from jaxpoison.defenses.screened import (
 )
 
 __all__ = [
+    "ENRON",
+    "REGRESSION",
+    "RELEASE",
     "Detection",
     "Known",
+    "SeverSettings",
+    "converged",
+    "deep_knn",
     "detection",
     "filtered",
+    "knn_distance",
+    "largest_gradient",
     "largest_loss",
     "norm_filter",
     "random_filter",
     "range_filter",
     "refilled",
     "screen_and_score",
+    "sever",
+    "slab",
+    "sphere",
+    "trained",
 ]

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["group_quantiles", "groups", "keep_below"]
+from jaxpoison import check
+
+__all__ = ["check_share", "group_quantiles", "groups", "keep_below"]
+
+
+def check_share(share: float, num_classes: int | None) -> None:
+    """An InputError unless share is in [0, 1), and num_classes at least 1 or None."""
+    check.number(least=0, below=1, share=share)
+    if num_classes is not None:
+        check.at_least(1, num_classes=num_classes)
 
 
 def groups(label: Int[Array, " n"], num_classes: int | None) -> tuple[Int[Array, " n"], int]:

@@ -61,7 +61,7 @@ def detection(screening: Screening, poisoned: Bool[Array | np.ndarray, " n"]) ->
     def share(of, among):
         return float((of & among).sum() / among.sum()) if among.any() else None
 
-    score = np.nan_to_num(np.asarray(screening.score, np.float64), nan=np.inf, posinf=1e300)
+    score = np.nan_to_num(np.asarray(screening.score, np.float64), nan=1e300, posinf=1e300)
     mixed = truth.any() and not truth.all()
     auc = float(metrics.roc_auc_score(truth, score)) if mixed else None
     rates = share(gone, truth), share(gone, ~truth), share(truth, gone)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import neighbors
 
 import jaxpoison as jp
 from tests.test_defense_contract import CLASSES, NUM, WIDTH, features, head
@@ -21,6 +22,12 @@ def arrays():
     z = x @ kernel + bias
     p = np.exp(z - z.max(axis=1, keepdims=True))
     return dataset, aux, x, y, p / p.sum(axis=1, keepdims=True)
+
+
+def screened(filter, dataset, aux):
+    return jp.defenses.screen_and_score(
+        filter, KEY, dataset, aux, np.arange(NUM)[: len(dataset.label)] < 4
+    )
 
 
 def below(score, y, share):
@@ -52,6 +59,85 @@ def test_norm_of_trusted_rows():
     np.testing.assert_array_equal(found.keep, size <= np.quantile(size[4:40], 0.9))
 
 
+def test_largest_gradient():
+    dataset, aux, x, y, p = arrays()
+    error = p - np.eye(CLASSES)[y]
+    size = np.linalg.norm(error, axis=1) * np.linalg.norm(np.c_[x, np.ones(NUM)], axis=1)
+    build = jp.defenses.largest_gradient
+    for gradients in ("head", "all"):
+        found, _ = screened(build(head(), share=0.1, gradients=gradients), dataset, aux)
+        np.testing.assert_allclose(found.score, size, rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(found.keep, size < np.quantile(size, 0.9))
+
+
+def means(x, y, rows=slice(None)):
+    return np.stack([x[rows][y[rows] == c].mean(axis=0) for c in range(CLASSES)])
+
+
+def test_sphere():
+    dataset, aux, x, y, p = arrays()
+    aux = aux._replace(trusted=jax.tree.map(lambda a: a[4:40], dataset))
+    slopes = np.einsum("nl,nd->nld", p - np.eye(CLASSES)[y], np.c_[x, np.ones(NUM)])
+    cases = (("set", "data", x), ("trusted", "gradients", slopes.reshape(NUM, -1)))
+    for center, space, z in cases:
+        options = {"center": center, "space": space, "victim": head(), "share": 0.1}
+        found, _ = screened(jp.defenses.sphere(num_classes=CLASSES, **options), dataset, aux)
+        rows = slice(4, 40) if center == "trusted" else slice(None)
+        gap = np.linalg.norm(z - means(z, y, rows)[y], axis=1)
+        np.testing.assert_allclose(found.score, gap, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(found.keep, below(gap, y, 0.1))
+
+
+def test_slab():
+    dataset, aux, x, y, _ = arrays()
+    found, _ = screened(jp.defenses.slab(CLASSES, share=0.1), dataset, aux)
+    score = np.zeros(NUM)
+    for c in range(CLASSES):
+        own, rest = x[y == c].mean(axis=0), x[y != c].mean(axis=0)
+        score[y == c] = np.abs((x[y == c] - own) @ (own - rest))
+    np.testing.assert_allclose(found.score, score, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found.keep, below(score, y, 0.1))
+
+
+def test_a_class_without_trusted_rows_is_kept_whole():
+    dataset, aux, _, y, _ = arrays()
+    rows = np.flatnonzero(y != 1)
+    aux = aux._replace(trusted=jax.tree.map(lambda a: a[rows], dataset))
+    found, _ = screened(
+        jp.defenses.sphere(num_classes=CLASSES, center="trusted", share=0.1), dataset, aux
+    )
+    assert found.keep[y == 1].all() and not found.keep[y != 1].all()
+
+
+@pytest.mark.parametrize("size", [7, 100])
+def test_neighbors_are_those_of_scikit_learn(size):
+    dataset, aux, x, y, _ = arrays()
+    gap, rows = neighbors.NearestNeighbors(n_neighbors=6).fit(x).kneighbors(x)
+    gap, rows = gap[:, 1:], rows[:, 1:]  # the first is the row itself
+    options = {"victim": head(), "num_classes": CLASSES, "batch_size": size}
+    found, _ = screened(jp.defenses.deep_knn(5, **options), dataset, aux)
+    agree = (y[rows] == y[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(found.keep, agree >= 2.5)
+    np.testing.assert_allclose(found.score, 1 - agree / 5, atol=1e-6)
+    found, _ = screened(jp.defenses.knn_distance(5, share=0.1, space="data"), dataset, aux)
+    np.testing.assert_allclose(found.score, gap[:, -1], rtol=1e-3)
+    np.testing.assert_array_equal(found.keep, gap[:, -1] < np.quantile(gap[:, -1], 0.9))
+
+
+def test_half_keeps_a_tie_and_plurality_counts_the_row_itself():
+    """On a line, k = 2: the vote of row 1 (label 0) is split between labels 0 and 1."""
+    image = jnp.array([0.0, 1, 2.1, 9, 9.1, 9.3]).reshape(6, 1, 1, 1)
+    dataset = jp.Dataset(image, jnp.array([0, 0, 1, 1, 0, 1]))
+    options = {"space": "data", "num_classes": 2}
+    half, _ = screened(jp.defenses.deep_knn(2, **options), dataset, jp.defenses.Known())
+    np.testing.assert_array_equal(half.keep, [1, 1, 0, 1, 0, 1])
+    vote, _ = screened(
+        jp.defenses.deep_knn(3, vote="plurality", **options), dataset, jp.defenses.Known()
+    )
+    np.testing.assert_array_equal(vote.keep, [1, 1, 0, 1, 0, 1])
+    np.testing.assert_allclose(vote.score[jnp.array([0, 2])], [-1 / 3, 1 / 3], atol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [None, 0])
 def test_range_of_trusted_rows(axis):
     dataset, aux, x, _, _ = arrays()
@@ -79,6 +165,11 @@ def test_uint8_images_are_read_as_pixels():
     ("build", "line"),
     [
         (lambda: jp.defenses.random_filter(share=1.0), "share = 1.0"),
+        (lambda: jp.defenses.sphere(share=-0.1), "share = -0.1"),
+        (lambda: jp.defenses.sphere(space="gradients"), "needs a victim"),
+        (lambda: jp.defenses.slab(1), "num_classes = 1"),
+        (lambda: jp.defenses.knn_distance(3), "needs a victim"),
+        (lambda: jp.defenses.deep_knn(1, space="data", vote="plurality"), "num_neighbors = 1"),
         (lambda: jp.defenses.norm_filter(level=0), "level = 0"),
         (lambda: jp.defenses.norm_filter(space="pixels"), "allowed are data, features"),
         (lambda: jp.defenses.range_filter(tolerance=-1), "tolerance = -1"),
@@ -96,6 +187,8 @@ def test_what_is_missing_in_known_is_named():
         jp.defenses.largest_loss(head()).screen(KEY, dataset, nothing)
     with pytest.raises(jp.InputError, match="Known.trusted holds none"):
         jp.defenses.norm_filter().screen(KEY, dataset, nothing)
+    with pytest.raises(jp.InputError, match="60 neighbors of 60 rows; at most 59"):
+        jp.defenses.knn_distance(60, space="data").screen(KEY, dataset, nothing)
     with pytest.raises(jp.InputError, match="needs a victim"):
         jp.defenses.norm_filter(space="features").screen(
             KEY, dataset, jp.defenses.Known(trusted=dataset)

@@ -2,8 +2,7 @@
 
 import jax
 
-from jaxpoison import check
-from jaxpoison.defenses.removal import groups, keep_below
+from jaxpoison.defenses.removal import check_share, groups, keep_below
 from jaxpoison.types import Filter, Screening
 
 __all__ = ["random_filter"]
@@ -15,9 +14,7 @@ def random_filter(*, share: float = 0.03, num_classes: int | None = None) -> Fil
     Errors: InputError for a share outside [0, 1) or num_classes < 1.
     Source: baseline of the Armory evaluation.
     """
-    check.number(least=0, below=1, share=share)
-    if num_classes is not None:
-        check.at_least(1, num_classes=num_classes)
+    check_share(share, num_classes)
 
     def screen(key, dataset, aux):
         del aux
