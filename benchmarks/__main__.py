@@ -3,12 +3,14 @@
     python -m benchmarks [--repeats 12] [--smoke --out DIR]
 
 About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
-forms, steps of generator attacks, crafting of gradient matching, unrolling.
+forms, steps of generator attacks, crafting of gradient matching, attacks by added points,
+unrolling.
 """
 
 from benchmarks import (
     bench_conv,
     bench_generator,
+    bench_indiscriminate,
     bench_mapping,
     bench_matching,
     bench_step,
@@ -23,7 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = harness.parser(__doc__).parse_args(arguments)
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
-    for benchmark in (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching):
+    timed = (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching)
+    for benchmark in (*timed, bench_indiscriminate):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

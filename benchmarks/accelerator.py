@@ -65,6 +65,10 @@ PARTS: dict[str, Part] = {
     ),
     "brew": Part(parts.brew, 8, "500 poisons, 250 steps, 8 restarts; must 45 s, goal 30 s"),
     "matching_many": Part(parts.matching_many, 8, "1 to 8 restarts and surrogates in bfloat16"),
+    "canceling": Part(
+        parts.canceling, 8, "canceling steps against PyTorch: points, features, small networks"
+    ),
+    "solving": Part(parts.solving, 6, "Hessian products and conjugate gradients against PyTorch"),
     "gue_cifar10": Part(jobs.gue_cifar10, 30, "time to effect; goal 15 min of crafting"),
     "deepconfuse_cifar10": Part(
         jobs.deepconfuse_cifar10, 90, "time to effect; goal 60 min of crafting"

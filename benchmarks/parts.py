@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks import (
     bench_generator,
+    bench_indiscriminate,
     bench_mapping,
     bench_matching,
     bench_step,
@@ -34,6 +35,7 @@ from jaxpoison.types import Dataset, InputError, Split, Victim
 __all__ = [
     "Options",
     "brew",
+    "canceling",
     "deterministic_cost",
     "epoch_resnet18",
     "experiment",
@@ -44,6 +46,7 @@ __all__ = [
     "matching_many",
     "matching_steps",
     "parity",
+    "solving",
     "step",
     "unroll",
 ]
@@ -219,6 +222,8 @@ generator_scaling = _of(functools.partial(bench_generator.measure, part="scaling
 matching_steps = _of(functools.partial(bench_matching.measure, part="steps"), True)
 matching_many = _of(functools.partial(bench_matching.measure, part="many"), True)
 brew = _of(functools.partial(bench_matching.measure, part="brew"), True)
+canceling = _of(functools.partial(bench_indiscriminate.measure, part="canceling"), True)
+solving = _of(functools.partial(bench_indiscriminate.measure, part="solving"), True)
 
 
 if __name__ == "__main__":

@@ -207,6 +207,48 @@ def _matching(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _indiscriminate(record: dict[str, Any]) -> list[str]:
+    """Work against PyTorch; then its cost against points and width."""
+    rows = [
+        "| problem, rows, precision | work | against | wall, ours / theirs | CPU, ours / theirs "
+        "| per s, ours | theirs | compile, s | temp, MiB |"
+    ]
+    swept = []
+    for row in record["rows"]:
+        if row["part"] == "sweep":
+            swept.append(row)
+            continue
+        cost, rates = row["cost"][OURS], row["per_s"]
+        what = f"{row['problem']}, {row['points']}, {row['precision']} | {row['work']}"
+        tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {rates[OURS]:,.4g} | - | {tail}")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            both = f"{rates[OURS]:,.4g} | {rates[other]:,.4g}"
+            rows.append(f"| {what} | {other} | {ratios} | {both} | {tail}")
+    lines = _ruled(rows) if len(rows) > 1 else []
+    if swept:
+        lines += [*([""] if lines else []), *_swept(swept)]
+    return lines
+
+
+def _swept(found: list[dict[str, Any]]) -> list[str]:
+    """Canceling against P and D: CPU time of a step, what a value of a point costs, the ratios."""
+    rows = [
+        "| points | features | precision | CPU a step, ms | ns a value | temp, MiB "
+        "| CPU, ours / theirs |"
+    ]
+    for row in found:
+        spent = row["times"][OURS]["cpu_ms"]["median"] / row["steps"]
+        each = 1e6 * spent / (row["points"] * row["values"])
+        ratios = [f"{_spread(r)} {other}" for other, r in row["cpu_ratio"].items()]
+        what = f"{row['points']} | {row['values']} | {row['precision']}"
+        held = f"{row['cost'][OURS]['temp_mib']:.1f}"
+        rows.append(f"| {what} | {spent:.3g} | {each:.3g} | {held} | {'; '.join(ratios) or '-'} |")
+    return _ruled(rows)
+
+
 def _effect(result: dict[str, Any]) -> list[str]:
     """Seconds of crafting until each limit, and what the last poison does to confirming victims."""
     goal = "-" if result["goal_s"] is None else f"{result['goal_s']:.0f} s"
@@ -262,6 +304,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "unroll": _unroll,
     "generator": _generator,
     "matching": _matching,
+    "indiscriminate": _indiscriminate,
 }
 OF_PARTS = {
     "epoch_resnet18": _epoch,
@@ -275,6 +318,8 @@ OF_PARTS = {
     "matching_steps": _matching,
     "matching_many": _matching,
     "brew": _matching,
+    "canceling": _indiscriminate,
+    "solving": _indiscriminate,
     "gue_cifar10": _effect,
     "deepconfuse_cifar10": _effect,
     "deepconfuse_mnist": _effect,

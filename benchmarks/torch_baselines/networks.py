@@ -29,21 +29,22 @@ def network(kind: str, image_shape: tuple[int, int, int], num_classes: int, **op
 class MLP(nn.Module):
     """Dense, BN, ReLU per hidden layer on the pixels in the order H, W, C; dense, BN if wanted."""
 
-    def __init__(self, image_shape, num_classes, *, hidden=(128, 128), logits_norm=True):
+    def __init__(self, image_shape, num_classes, *, hidden=(128, 128), norm=True, logits_norm=True):
         super().__init__()
         self.depth, inputs = len(hidden), math.prod(image_shape)
         for i, width in enumerate((*hidden, num_classes)):
             setattr(self, f"Dense_{i}", nn.Linear(inputs, width))
-            if i < self.depth or logits_norm:
+            if norm if i < self.depth else logits_norm:
                 setattr(self, f"BatchNorm_{i}", nn.BatchNorm1d(width))
             inputs = width
-        self.logits_norm = logits_norm
+        self.norm, self.logits_norm = norm, logits_norm
 
     def forward(self, x):
         """[B, C, H, W] -> logits [B, L]."""
         x = x.permute(0, 2, 3, 1).flatten(1)
         for i in range(self.depth):
-            x = F.relu(getattr(self, f"BatchNorm_{i}")(getattr(self, f"Dense_{i}")(x)))
+            x = getattr(self, f"Dense_{i}")(x)
+            x = F.relu(getattr(self, f"BatchNorm_{i}")(x) if self.norm else x)
         x = getattr(self, f"Dense_{self.depth}")(x)
         return getattr(self, f"BatchNorm_{self.depth}")(x) if self.logits_norm else x
 
@@ -63,9 +64,13 @@ class SmallCNN(nn.Module):
 
     def forward(self, x):
         """[B, C, H, W] -> logits [B, L]."""
+        return self.Dense_0(self.features(x))
+
+    def features(self, x):
+        """[B, C, H, W] -> [B, D]."""
         for i in range(self.depth):
             x = self.pool(F.relu(getattr(self, f"Conv_{i}")(x)), 2)
-        return self.Dense_0(x.permute(0, 2, 3, 1).flatten(1))
+        return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class LeNet(nn.Module):
@@ -130,10 +135,14 @@ class ResNet18(nn.Module):
 
     def forward(self, x):
         """[B, C, H, W] -> logits [B, L]."""
+        return self.linear(self.features(x))
+
+    def features(self, x):
+        """[B, C, H, W] -> [B, D]."""
         x = F.relu(self.norm(self.conv(x)))
         for name in self.blocks:
             x = getattr(self, name)(x)
-        return self.linear(x.mean((2, 3)))
+        return x.mean((2, 3))
 
 
 class BasicBlock(nn.Module):
