@@ -53,9 +53,7 @@ def game():
 
 def outcome(filter):
     poisoned, truth, aux, test = game()
-    screening, found = jp.defenses.screen_and_score(
-        filter, jax.random.key(2), poisoned, aux, truth
-    )
+    screening, found = jp.defenses.screen_and_score(filter, jax.random.key(2), poisoned, aux, truth)
     network = learn(poisoned, screening.keep)
     return found, float(jp.victims.accuracy(head(), network, test))
 
