@@ -4,7 +4,7 @@ from jaxpoison.models.adapt import adapt, adapt_decoder, adapt_generator, num_pa
 from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
 from jaxpoison.models.catalog import GENERATORS, create, create_generator
 from jaxpoison.models.cnn5 import cnn5
-from jaxpoison.models.convnet import convnet, small_cnn
+from jaxpoison.models.convnet import convnet, dropout_cnn, small_cnn
 from jaxpoison.models.decoder import conv_decoder, mlp_decoder
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.leaders import adapt_leader, conv_leader, mlp_leader
@@ -42,6 +42,7 @@ __all__ = [
     "create_generator",
     "densenet121",
     "densenet121_growth12",
+    "dropout_cnn",
     "from_pytorch",
     "lenet",
     "logistic_regression",

@@ -7,7 +7,7 @@ from typing import Any
 from jaxpoison import check
 from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
 from jaxpoison.models.cnn5 import cnn5
-from jaxpoison.models.convnet import convnet, small_cnn
+from jaxpoison.models.convnet import convnet, dropout_cnn, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.lenet import lenet
 from jaxpoison.models.linear import logistic_regression, mlp
@@ -36,6 +36,7 @@ FACTORIES = {
         logistic_regression,
         mlp,
         small_cnn,
+        dropout_cnn,
         convnet,
         cnn5,
         metapoison_convnet,

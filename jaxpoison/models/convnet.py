@@ -1,4 +1,4 @@
-"""Convolutional victims: a fast net of two layers, and the ConvNets of gradient matching."""
+"""Convolutional victims: fast nets of two layers, and the ConvNets of gradient matching."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxpoison.models.adapt import adapt, check_image_shape
 from jaxpoison.models.layers import avg_pool, conv, flatten, logits, max_pool
 from jaxpoison.types import Victim
 
-__all__ = ["ConvNet", "SmallCNN", "convnet", "small_cnn"]
+__all__ = ["ConvNet", "DropoutCNN", "SmallCNN", "convnet", "dropout_cnn", "small_cnn"]
 
 
 def small_cnn(
@@ -88,6 +88,35 @@ def convnet(
     return adapt(module, shape, mean=mean, std=std)
 
 
+def dropout_cnn(
+    image_shape: Sequence[int],
+    num_classes: int = 10,
+    *,
+    dtype: Any = jnp.float32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Victim:
+    """The MNIST network of PyTorch's example, which gradient canceling is shown on.
+
+    Conv 3x3 (32), ReLU, conv 3x3 (64), ReLU, both without padding, max-pool 2, dropout 0.25,
+    dense 128, ReLU, dropout 0.5, dense: 1,199,882 parameters on 28x28x1.
+
+    Args:
+      image_shape: (H, W, C); H and W at least 6.
+      num_classes: L, at least 2.
+      dtype: compute dtype; parameters and logits stay float32.
+      mean: per channel, pixel units, subtracted first; None for zeros.
+      std: per channel, pixel units, divided by; None for ones.
+
+    Returns: a Victim without statistics.
+    Errors: InputError for a bad argument.
+    Source: Lu et al. 2023 (gradient canceling), released code.
+    """
+    check.at_least(2, num_classes=num_classes)
+    shape = check_image_shape(image_shape, at_least=6, name="dropout_cnn")
+    return adapt(DropoutCNN(num_classes, dtype), shape, mean=mean, std=std)
+
+
 _POOLS = {"average": avg_pool, "max": max_pool}
 
 
@@ -107,6 +136,25 @@ class SmallCNN(nn.Module):
         for width in self.widths:
             x = _POOLS[self.pool](nn.relu(conv(x, width, 3, padding=1, dtype=self.dtype)), 2)
         x = flatten(x)
+        self.sow("intermediates", "features", x)
+        return logits(x, self.num_classes, dtype=self.dtype)
+
+
+class DropoutCNN(nn.Module):
+    """See `dropout_cnn`."""
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b l"]:
+        """[B, H, W, C] -> logits [B, L]."""
+        x = x.astype(self.dtype)
+        for width in (32, 64):
+            x = nn.relu(conv(x, width, 3, dtype=self.dtype))
+        x = nn.Dropout(0.25, deterministic=not train)(max_pool(x, 2))
+        x = nn.relu(layers.dense(flatten(x), 128, dtype=self.dtype))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
         self.sow("intermediates", "features", x)
         return logits(x, self.num_classes, dtype=self.dtype)
 

@@ -36,6 +36,8 @@ __all__ = [
     "iss",
     "lsp",
     "metapoison",
+    "mnist_canceling",
+    "mnist_canceling_cnn",
     "ops",
     "poisoning_benchmark",
     "poisoning_benchmark_transfer",
@@ -201,6 +203,18 @@ def gue_adversarial(*, epochs: int = 100, eps: float = 8 / 255) -> Recipe:
         adversarial_eps=eps,
         source="GUE code, evaluation.py, train_loss = AT",
     )
+
+
+def mnist_canceling(*, epochs: int = 100, batch_size: int = 10_000) -> Recipe:
+    """Lu et al. 2023, gradient canceling: MNIST's logistic regression and 784-128-10; plain SGD."""
+    mean, std = NORMALIZATION["mnist"]
+    source = "Gradient canceling code, MNIST"
+    return Recipe(epochs, batch_size, 0.1, momentum=0.0, mean=mean, std=std, source=source)
+
+
+def mnist_canceling_cnn(*, epochs: int = 100, batch_size: int = 1000) -> Recipe:
+    """Lu et al. 2023, gradient canceling: `mnist_canceling` of the CNN, `models.dropout_cnn`."""
+    return mnist_canceling(epochs=epochs, batch_size=batch_size)
 
 
 def gue_monitor(*, epochs: int = 5) -> Recipe:

@@ -150,6 +150,20 @@ def test_features_meet_the_last_layer(strict_dtypes):
     np.testing.assert_allclose(logits, victim.apply(variables, x, train=False)[0], atol=1e-5)
 
 
+def test_the_cnn_with_dropout_is_that_of_the_example_and_drops_in_training_alone(quick_compile):
+    assert models.num_params(models.dropout_cnn(MNIST)) == 1_199_882
+    victim = models.dropout_cnn((6, 6, 1), 3)
+    variables = jax.jit(victim.init)(jax.random.key(0))
+    image = jnp.asarray(np.random.default_rng(0).random((4, 6, 6, 1)), jnp.float32)
+
+    def scores(seed, train):
+        return victim.apply(variables, image, train=train, key=jax.random.key(seed))[0]
+
+    np.testing.assert_array_equal(scores(0, False), scores(1, False))
+    assert np.abs(scores(0, True) - scores(1, True)).max() > 1e-3
+    assert victim.features(variables, image).shape == (4, 128)
+
+
 @pytest.mark.parametrize(("pool", "of"), [("average", np.mean), ("max", np.max)])
 def test_the_pools_of_the_small_cnn(pool, of):
     victim = models.create("small_cnn", (4, 6, 1), 3, widths=(1,), pool=pool)

@@ -103,6 +103,7 @@ BREW = COMMON | {
 }
 PLAIN = COMMON | {"momentum": 0.0, "weight_decay": 0.0, "augmentation": "none"}
 ADAM = PLAIN | {"optimizer": "adam", "momentum": 0.9}
+GREY = {"mean": (0.1306638,), "std": (0.3081078,)}
 PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of the first one's
     ("dvae", {}, 60, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
     ("dvae", {"epochs": 100}, 100, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
@@ -204,6 +205,8 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         {14: 0.1, 24: 0.01, 35: 0.001},
     ),
     ("metapoison", {}, 200, PLAIN | {"batch_size": 125, "warmup": 5}, "rising"),
+    ("mnist_canceling", {}, 100, PLAIN | GREY | {"batch_size": 10_000}, {}),
+    ("mnist_canceling_cnn", {}, 100, PLAIN | GREY | {"batch_size": 1000}, {}),
     (
         "witches_brew_basic",
         {},
