@@ -2,6 +2,7 @@
 
 from jaxpoison.report.added_arms import AddedArm, added_arm
 from jaxpoison.report.added_config import AddedConfig, Player
+from jaxpoison.report.added_images import AddedImageConfig
 from jaxpoison.report.added_job import added_job
 from jaxpoison.report.apply import Applied, apply_generator
 from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
@@ -23,6 +24,7 @@ from jaxpoison.report.targeted_record import mean_over_victims
 __all__ = [
     "AddedArm",
     "AddedConfig",
+    "AddedImageConfig",
     "Applied",
     "Arm",
     "DeepConfuseConfig",

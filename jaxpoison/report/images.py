@@ -15,7 +15,7 @@ from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError, Split, Victim
 from jaxpoison.victims import Recipe, recipes
 
-__all__ = ["RECIPES", "ImageConfig", "PaperConfig"]
+__all__ = ["RECIPES", "ImageConfig", "PaperConfig", "load_images"]
 
 RECIPES = {
     "iss": recipes.iss,
@@ -95,10 +95,7 @@ class ImageConfig(StudyConfig):
         Returns: (source of the training set as `data.load` takes it, Split).
         Raises: InputError as in `data.load`.
         """
-        folder = None if self.data_dir is None else str(self.data_dir)
-        source = {"name": name, "split": _first("train", self.train_images), "data_dir": folder}
-        test = data.load(name, _first("test", self.test_images), folder)
-        return source, Split(data.load(**source), test)
+        return load_images(name, self.data_dir, self.train_images, self.test_images)
 
     def create(self, network: str, split: Split, num_classes: int, **options: Any) -> Victim:
         """The network of that name for these images, in `dtype`; as `jaxpoison.models.create`."""
@@ -184,6 +181,16 @@ class PaperConfig(ImageConfig):
         names = ("adversarial", "adversarial_eps", "adversarial_steps", "statistics")
         given = {k: getattr(self, k) for k in names}
         return dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+
+
+def load_images(
+    name: str, data_dir: pathlib.Path | None, train: int | None, test: int | None
+) -> tuple[dict[str, Any], Split]:
+    """As `ImageConfig.load`: the first `train` and `test` images, None for all."""
+    folder = None if data_dir is None else str(data_dir)
+    source = {"name": name, "split": _first("train", train), "data_dir": folder}
+    held_out = data.load(name, _first("test", test), folder)
+    return source, Split(data.load(**source), held_out)
 
 
 def _first(split: str, num: int | None) -> str:
