@@ -69,6 +69,7 @@ FILTERS = {  # name: factory of the share that goes
     "slab": lambda p: jp.defenses.slab(CLASSES, share=p, space="features", victim=head()),
     "deep_knn": lambda p: jp.defenses.deep_knn(5, victim=head(), num_classes=CLASSES),
     "knn_distance": lambda p: jp.defenses.knn_distance(3, share=p, space="data", batch_size=16),
+    "influence": lambda p: jp.defenses.influence(head(), share=p, batch_size=25),
     "sever": sever,
     "norm_filter": lambda p: jp.defenses.norm_filter(level=1 - p),
     "norm_filter_features": lambda p: jp.defenses.norm_filter(

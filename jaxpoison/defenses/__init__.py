@@ -1,6 +1,7 @@
 """Defenses, each a factory named as its file: settings in, a `Filter` out; applied and judged."""
 
 from jaxpoison.defenses.filter.deep_knn import deep_knn, knn_distance
+from jaxpoison.defenses.filter.influence import influence
 from jaxpoison.defenses.filter.largest_loss import largest_gradient, largest_loss
 from jaxpoison.defenses.filter.norm_filter import norm_filter, range_filter
 from jaxpoison.defenses.filter.random_filter import random_filter
@@ -33,6 +34,7 @@ __all__ = [
     "deep_knn",
     "detection",
     "filtered",
+    "influence",
     "knn_distance",
     "largest_gradient",
     "largest_loss",

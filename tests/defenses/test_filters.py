@@ -70,6 +70,22 @@ def test_largest_gradient():
         np.testing.assert_array_equal(found.keep, size < np.quantile(size, 0.9))
 
 
+def test_influence_is_that_of_a_dense_solve():
+    dataset, aux, x, y, p = arrays()
+    aux = aux._replace(trusted=jax.tree.map(lambda a: a[4:40], dataset))
+    wide = np.c_[x, np.ones(NUM)]
+    slopes = np.einsum("nl,nd->nld", p - np.eye(CLASSES)[y], wide).reshape(NUM, -1)
+    inner = np.einsum("nl,lm->nlm", p, np.eye(CLASSES)) - np.einsum("nl,nm->nlm", p, p)
+    size = slopes.shape[1]
+    hessian = np.einsum("nlm,nd,ne->ldme", inner, wide, wide).reshape(size, size) / NUM
+    v = np.linalg.solve(hessian + 0.05 * np.eye(size), slopes[4:40].mean(axis=0))
+    harm = np.maximum(-slopes @ v, 0)
+    build = jp.defenses.influence(head(), share=0.1, damping=0.05, tolerance=1e-5, batch_size=25)
+    found, _ = screened(build, dataset, aux)
+    np.testing.assert_allclose(found.score, harm, rtol=1e-2, atol=1e-3)
+    np.testing.assert_array_equal(found.keep, harm < np.quantile(harm, 0.9))
+
+
 def means(x, y, rows=slice(None)):
     return np.stack([x[rows][y[rows] == c].mean(axis=0) for c in range(CLASSES)])
 
