@@ -8,12 +8,14 @@ from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, loa
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
 from jaxpoison.data.sweeps import stack_setups
+from jaxpoison.data.views import Views
 from jaxpoison.data.with_poison import with_added, with_poison
 
 __all__ = [
     "Rows",
     "Setup",
     "StreamSplit",
+    "Views",
     "augment",
     "check_dataset",
     "class_names",

@@ -26,9 +26,11 @@ __all__ = [
     "cutout",
     "flip",
     "move",
+    "separable",
     "shift",
     "shift_flip",
     "shift_flip_at",
+    "triangle",
 ]
 
 Augmentation = Callable[[Key, Float[Array, "b h w c"]], Float[Array, "b h w c"]]
@@ -189,21 +191,28 @@ def move(
     height, width = image.shape[1:3]
     color = _color(fill, image)
     mirror = jnp.zeros(len(image), bool) if mirror is None else mirror
-    moved = jnp.einsum(
+    down = jnp.arange(height)[None] + row[:, None]
+    across = jnp.arange(width)[None] + column[:, None]
+    across = jnp.where(mirror[:, None], width - 1 - across, across)
+    return separable(image - color, triangle(down, height), triangle(across, width)) + color
+
+
+def separable(
+    image: Float[Array, "b h w c"], rows: Float[Array, "b y h"], columns: Float[Array, "b x w"]
+) -> Float[Array, "b y x c"]:
+    """out[n, i, l] = sum_{j,k} rows[n, i, j] columns[n, l, k] image[n, j, k], in full precision."""
+    return jnp.einsum(
         "nij,njkc,nlk->nilc",
-        jax.vmap(lambda by: _weights(by, height))(row).astype(image.dtype),
-        image - color,
-        jax.vmap(lambda by, back: _weights(by, width, back))(column, mirror).astype(image.dtype),
+        rows.astype(image.dtype),
+        image,
+        columns.astype(image.dtype),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return moved + color
 
 
-def _weights(by: Float[Array, ""], size: int, mirror: bool | Array = False) -> Float[Array, "n n"]:
-    """[i, k]: max(0, 1 - |p_i - k|), the position read p_i = i + by, or size - 1 less that."""
-    position = jnp.arange(size) + by
-    position = jnp.where(mirror, size - 1 - position, position)
-    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(size)[None]), 0)
+def triangle(position: Float[Array, "b n"], size: int) -> Float[Array, "b n k"]:
+    """[n, i, k]: max(0, 1 - |position[n, i] - k|), k < size: bilinear weights of what is read."""
+    return jnp.maximum(1 - jnp.abs(position[:, :, None] - jnp.arange(size)[None, None]), 0)
 
 
 def _color(fill: Fill, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
