@@ -172,11 +172,14 @@ class Victim(NamedTuple):
         `train=True` BatchNorm uses batch statistics and dropout draws from `key`; else running
         statistics, and `stats` come back unchanged.
       features: (variables, image) -> [B, D] float32, the input of the last layer, eval mode.
+      embed: (variables, image, *, train, key) -> (features [B, D], logits [B, L], new stats) of one
+        pass, as `apply` has it; None of a network that cannot be pretrained self-supervised.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Array, PyTree]]
     features: Callable[..., Array]
+    embed: Callable[..., tuple[Array, Array, PyTree]] | None = None
 
 
 class Generator(NamedTuple):

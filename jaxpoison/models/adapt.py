@@ -47,8 +47,8 @@ def adapt(
       mean: per channel, pixel units; None for zeros.
       std: per channel, pixel units; None for ones.
 
-    Returns: a Victim. Logits and features are float32 (float64 where the module computes in it);
-      statistics keep their dtype. Nothing is captured but the module's settings.
+    Returns: a Victim, with `embed`. Logits and features are float32 (float64 where the module
+      computes in it); statistics keep their dtype. Nothing is captured but the module's settings.
     Errors: InputError for a module without either of the two, a bad shape, mean or std; when
       called, for images of another shape or integer pixels, for missing features, for a missing
       dropout key.
@@ -59,21 +59,31 @@ def adapt(
         variables: Variables, image: Array, *, train: bool, key: Key | None = None
     ) -> tuple[Float[Array, "b l"], PyTree]:
         logits, stats = net.apply(variables, image, train=train, key=key)
-        if logits.ndim != 2:
-            raise InputError(f"{net.name} returns {logits.shape}: logits must be (batch, classes)")
-        return _wide(logits), stats
+        return _logits(net.name, logits), stats
 
-    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
-        _, new = net.run(variables, image, train=False, key=None, mutable=["intermediates"])
+    def embed(
+        variables: Variables, image: Array, *, train: bool, key: Key | None = None
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b l"], PyTree]:
+        mutable = ["intermediates", "batch_stats"] if train else ["intermediates"]
+        key = key if train else None
+        logits, new = net.run(variables, image, train=train, key=key, mutable=mutable)
         sown = new.get("intermediates", {}).get("features")
         if sown is None:
             raise InputError(
                 f'{net.name} gives no features: call self.sow("intermediates", "features", h) '
                 "before its last layer"
             )
-        return _wide(sown[0]).reshape(image.shape[0], -1)
+        found = _wide(sown[0]).reshape(image.shape[0], -1)
+        return (
+            found,
+            _logits(net.name, logits),
+            _moved(new, variables) if train else variables.stats,
+        )
 
-    return Victim(net.init, apply, features)
+    def features(variables: Variables, image: Array) -> Float[Array, "b d"]:
+        return embed(variables, image, train=False)[0]
+
+    return Victim(net.init, apply, features, embed)
 
 
 def adapt_generator(
@@ -200,8 +210,7 @@ def _pure(
             output = run(variables, image, train=False, key=None, mutable=False)
             return output, variables.stats
         output, new = run(variables, image, train=True, key=key, mutable=["batch_stats"])
-        stats = unfreeze(new).get("batch_stats", {})
-        return output, jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
+        return output, _moved(new, variables)
 
     return _Pure(name, shape, init, apply, run)
 
@@ -270,6 +279,18 @@ def _check_channels(
             f"{name} = {values}; it must be {channels} finite numbers, one per channel"
         )
     return values
+
+
+def _logits(name: str, logits: Array) -> Float[Array, "b l"]:
+    if logits.ndim != 2:
+        raise InputError(f"{name} returns {logits.shape}: logits must be (batch, classes)")
+    return _wide(logits)
+
+
+def _moved(new: Any, variables: Variables) -> PyTree:
+    """The running statistics after a pass in train mode, each in its dtype."""
+    stats = unfreeze(new).get("batch_stats", {})
+    return jax.tree.map(lambda s, old: s.astype(old.dtype), stats, variables.stats)
 
 
 def _wide(x: Array) -> Array:

@@ -151,11 +151,25 @@ def logits(
 
 
 def batch_norm(
-    x: Float[Array, "n *space c"], *, train: bool, dtype: Any = jnp.float32, name: str | None = None
+    x: Float[Array, "n *space c"],
+    *,
+    train: bool,
+    affine: bool = True,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
 ) -> Float[Array, "n *space c"]:
-    """BatchNorm, eps 1e-5; statistics <- 0.9 statistics + 0.1 batch (biased variance), float32."""
+    """BatchNorm, eps 1e-5; statistics <- 0.9 statistics + 0.1 batch (biased variance), float32.
+
+    Without `affine` it has no scale and no shift of its own.
+    """
     layer = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        use_scale=affine,
+        use_bias=affine,
+        name=name,
     )
     return layer(x)
 

@@ -56,6 +56,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     batch_norm: bool = True,
     logits_norm: bool | None = None,
+    logits_affine: bool = True,
     bias: bool = True,
     dtype: Any = jnp.float32,
     mean: Sequence[float] | None = None,
@@ -73,6 +74,7 @@ def mlp(
       hidden: widths of the hidden layers.
       batch_norm: BatchNorm after every hidden layer.
       logits_norm: BatchNorm on the logits; None for as `batch_norm`.
+      logits_affine: whether that one has a scale and a shift of its own.
       bias: whether the last layer has one.
       dtype: compute dtype; parameters, statistics and logits stay float32.
       mean: per channel, pixel units, subtracted first; None for zeros.
@@ -86,7 +88,7 @@ def mlp(
         check.at_least(1, hidden=width)
     shape = check_image_shape(image_shape)
     on_logits = batch_norm if logits_norm is None else logits_norm
-    module = MLP(num_classes, tuple(hidden), batch_norm, on_logits, bias, dtype)
+    module = MLP(num_classes, tuple(hidden), batch_norm, on_logits, logits_affine, bias, dtype)
     return adapt(module, shape, mean=mean, std=std)
 
 
@@ -97,6 +99,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...] = (128, 128)
     batch_norm: bool = True
     logits_norm: bool = True
+    logits_affine: bool = True
     bias: bool = True
     dtype: Any = jnp.float32
 
@@ -111,4 +114,6 @@ class MLP(nn.Module):
             x = nn.relu(x)
         self.sow("intermediates", "features", x)
         x = logits(x, self.num_classes, use_bias=self.bias, zero_bias=True, dtype=self.dtype)
-        return batch_norm(x, train=train, dtype=x.dtype) if self.logits_norm else x
+        if not self.logits_norm:
+            return x
+        return batch_norm(x, train=train, affine=self.logits_affine, dtype=x.dtype)
