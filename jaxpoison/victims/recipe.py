@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -17,7 +18,7 @@ from jaxpoison.victims.evaluate import STATISTICS
 __all__ = ["Recipe"]
 
 SCHEDULES = ("constant", "cosine", "cosine_per_update", "step")
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "shift_flip")
 ADVERSARIAL = ("none", "pgd", "trades")
 
@@ -38,11 +39,15 @@ class Recipe:
       warmup: W < E epochs in which the rate rises linearly, update by update, from `warmup_rate`
         to r; the schedule is read after them.
       warmup_rate: of the first update of a warm-up.
-      optimizer: "sgd" (with `momentum`, `nesterov`), "adam" or "adamw" (0.9, 0.999, 1e-8).
+      optimizer: "sgd" (with `momentum`, `nesterov`), "adam" or "adamw" (0.9, 0.999, 1e-8), or
+        "lars" (with the same two): SGD whose gradient, weight decay included, is scaled for every
+        array of two or more axes by `trust` |params| / |gradient|; other arrays (biases, BatchNorm)
+        are not scaled and do not decay. The velocity is of the updates, rate included.
       momentum: of SGD: v <- momentum v + g, params <- params - rate v.
       nesterov: params <- params - rate (g + momentum v) instead.
       weight_decay: on all parameters, after the clip; coupled (L2), g <- g + weight_decay params,
         but decoupled for "adamw": params <- params - rate weight_decay params besides its step.
+      trust: coefficient of "lars".
       clip_norm: global gradient norm clip; None for none.
       drop_last: leave out the last partial batch of an epoch.
       augmentation: "none", "crop" (4 px of padding), "flip" (horizontal), "crop_flip", or
@@ -79,6 +84,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
+    trust: float = 0.001
     clip_norm: float | None = None
     drop_last: bool = False
     augmentation: str = "none"
@@ -104,6 +110,7 @@ class Recipe:
         check.number(least=0, warmup_rate=self.warmup_rate)
         check.number(least=0, below=1, momentum=self.momentum)
         check.number(least=0, weight_decay=self.weight_decay)
+        check.positive(trust=self.trust)
         if self.clip_norm is not None:
             check.positive(clip_norm=self.clip_norm)
         check.one_of(SCHEDULES, schedule=self.schedule)
@@ -143,11 +150,29 @@ class Recipe:
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         if self.optimizer == "adamw":
             return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay))
+        if self.optimizer == "lars":
+            return optax.chain(*clip, self._lars(rate))
         rule = {
             "sgd": optax.sgd(rate, self.momentum or None, self.nesterov),
             "adam": optax.adam(rate),
         }[self.optimizer]
         return optax.chain(*clip, optax.add_decayed_weights(self.weight_decay), rule)
+
+    def _lars(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """You et al. 2017, as SimCLR and MoCo-v3 have it."""
+
+        def scaled(params):
+            return jax.tree.map(lambda x: x.ndim > 1, params)
+
+        return optax.lars(
+            rate,
+            self.weight_decay,
+            weight_decay_mask=scaled,
+            trust_coefficient=self.trust,
+            trust_ratio_mask=scaled,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
 
     def augment(self) -> augment.Augmentation:
         """The augmentation as (key, image [B, H, W, C]) -> image."""

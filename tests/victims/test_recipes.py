@@ -417,7 +417,7 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
             {"schedule": "linear"},
             "schedule = 'linear'; allowed are constant, cosine, cosine_per_update, step",
         ),
-        ({"optimizer": "lion"}, "optimizer = 'lion'; allowed are sgd, adam, adamw"),
+        ({"optimizer": "lion"}, "optimizer = 'lion'; allowed are sgd, adam, adamw, lars"),
         (
             {"augmentation": "mixup"},
             "augmentation = 'mixup'; allowed are none, crop, flip, crop_flip, shift_flip",
