@@ -15,6 +15,8 @@ from jaxpoison.victims.classical import (
     judge_fits,
     score_fits,
 )
+from jaxpoison.victims.contrastive import MoCoV3, SimCLR, contrastive_training, pretrained
+from jaxpoison.victims.contrastive_losses import info_nce, nt_xent
 from jaxpoison.victims.convergence import (
     Solved,
     ToConvergence,
@@ -58,6 +60,7 @@ from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.paired import Paired, mcnemar, paired, sign_test, wilcoxon
 from jaxpoison.victims.pretrain import pretrain
+from jaxpoison.victims.probe import Probe, linear_probe
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
@@ -83,26 +86,30 @@ __all__ = [
     "Extractor",
     "Interval",
     "Judgment",
+    "MoCoV3",
     "OnTargets",
     "PairSplit",
     "Paired",
     "Pairs",
+    "Probe",
     "Recipe",
     "Reconstruction",
+    "SimCLR",
     "Similarity",
     "Solved",
     "Staggered",
     "ToConvergence",
     "Trained",
-    "Watched",
-    "WatchedInfo",
     "Transfer",
     "TransferSplit",
+    "Watched",
+    "WatchedInfo",
     "accuracy",
     "adversarial_learner",
     "assess",
     "assess_robust",
     "confusion",
+    "contrastive_training",
     "converge",
     "convergent_training",
     "decode",
@@ -112,6 +119,7 @@ __all__ = [
     "fit_classical",
     "head_mask",
     "hits",
+    "info_nce",
     "interval",
     "join_head",
     "judge",
@@ -119,12 +127,14 @@ __all__ = [
     "judge_fits",
     "judge_streamed",
     "learner",
+    "linear_probe",
     "linear_transfer",
     "load",
     "logits",
     "mcnemar",
     "mean_gradient",
     "new_head",
+    "nt_xent",
     "on_features",
     "on_targets",
     "paired",
@@ -134,6 +144,7 @@ __all__ = [
     "pgd",
     "poisoned_online",
     "pretrain",
+    "pretrained",
     "read_targets",
     "recipes",
     "reconstruction",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxpoison import check, tree
 from jaxpoison.types import Batch, Key, Learner, TrainState, Variables, Victim
 
-__all__ = ["StepInfo", "cross_entropy", "learner"]
+__all__ = ["StepInfo", "cross_entropy", "learner", "share"]
 
 Losses = Callable[..., tuple[Array, tuple[Array, Any]]]
 """(victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), train mode."""
@@ -94,7 +94,7 @@ def learner(
     def part(key, params, stats, batch, total):
         """The share of `batch` in a loss whose weights sum to `total`, its accuracy likewise."""
         values, aux = losses(victim, key, Variables(params, stats), batch)
-        return _share(values, batch.weight, total), aux
+        return share(values, batch.weight, total), aux
 
     def loss(key, params, stats, batch):
         return part(key, params, stats, batch, jnp.sum(batch.weight))
@@ -104,7 +104,7 @@ def learner(
             key, params, stats, batch, total
         )
         right = (jnp.argmax(logits, axis=1) == batch.label).astype(jnp.float32)
-        return (gradient, value, _share(right, batch.weight, total)), stats
+        return (gradient, value, share(right, batch.weight, total)), stats
 
     def step(key, phi, batch):
         if accumulate == 1:
@@ -145,7 +145,8 @@ def _accumulated(gradient: Any, key: Any, phi: TrainState, batch: Batch, num: in
     return carry
 
 
-def _share(
+def share(
     values: Float[Array, " b"], weight: Float[Array, " b"], total: Float[Array, ""]
 ) -> Float[Array, ""]:
+    """The part of rows in a mean by weight, where the weights of all rows sum to `total`."""
     return jnp.sum(weight * values) / jnp.maximum(total, 1e-12)

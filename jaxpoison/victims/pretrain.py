@@ -11,7 +11,8 @@ from rich.console import Console
 from jaxpoison import hosts, loops, models, over
 from jaxpoison.data import saved
 from jaxpoison.data.verification import fingerprint
-from jaxpoison.types import InputError, Key, Split, Victim
+from jaxpoison.types import InputError, Key, Split, Training, Victim
+from jaxpoison.victims.contrastive import MoCoV3, SimCLR, contrastive_training, pretrained
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.store import Card, Trained, load, save
 from jaxpoison.victims.train import victim_training
@@ -27,16 +28,18 @@ def pretrain(
     network: str | Victim,
     recipe: Recipe,
     num_classes: int,
+    contrastive: SimCLR | MoCoV3 | None = None,
     options: Mapping[str, Any] | None = None,
     num: int | None = None,
     chunk: int | None = 1,
     accumulate: int = 1,
     console: Console | None = None,
 ) -> Trained:
-    """Supervised pretraining into a folder of `save`; what is there already is loaded.
+    """Pretraining into a folder of `save`, with labels or without; what is there is loaded.
 
-    A killed pretraining goes on from its last checkpoint, kept beside the folder as
-    `<path>.training` until it is done.
+    Supervised (`victim_training`), or with a method self-supervised (`contrastive_training`): then
+    labels train the last layer alone, of which the accuracy on the card is. A killed pretraining
+    goes on from its last checkpoint, kept beside the folder as `<path>.training` until it is done.
 
     Args:
       path: the folder.
@@ -45,25 +48,29 @@ def pretrain(
       network: its name in `models.create`, or a Victim.
       recipe: how it is trained.
       num_classes: L of these data.
+      contrastive: SimCLR or MoCoV3; None is supervised. `victims.contrastive_recipes` has both it
+        and its recipe.
       options: keyword arguments of `models.create`.
       num: R networks with a leading axis, each for a victim of its own; None for one without.
       chunk: as in `over_restarts`.
-      accumulate: micro-batches per update.
+      accumulate: micro-batches per update, of supervised pretraining: negatives are of one batch.
       console: of the progress bar; None is standard error.
 
     Returns: as `load`; `transfer` takes it, or the path.
-    Raises: InputError as `victim_training` and `save`, and for a folder of another network, recipe
-      or training set.
+    Raises: InputError as `victim_training`, `contrastive_training` and `save`, and for a folder of
+      another network, recipe, method or training set.
     """
     folder, options = pathlib.Path(path), dict(options or {})
     own = None if isinstance(network, str) else network
     if hosts.first(folder.exists):
         found = load(folder, victim=own)
-        _check_card(folder, found.card, network, options, recipe, split, num_classes, num)
+        asked = {"num_classes": num_classes, "num": num, "recipe": recipe}
+        asked |= {"contrastive": contrastive, "train": fingerprint(split.train)}
+        _check_card(folder, found.card, network, options, asked)
         return found
     image_shape = split.train.image.shape[1:]
     victim = own or models.create(str(network), image_shape, num_classes, **options)
-    process = victim_training(victim, recipe, len(split.train.label), accumulate=accumulate)
+    process = _process(victim, recipe, contrastive, split, accumulate)
     if num is not None:
         process = over.spread(process, num, chunk=chunk)
     unfinished = folder.with_name(f"{folder.name}.training")
@@ -78,7 +85,7 @@ def pretrain(
     )
     save(
         folder,
-        hosts.gather(state),
+        hosts.gather(state if contrastive is None else pretrained(state)),
         network=network,
         image_shape=image_shape,
         num_classes=num_classes,
@@ -86,9 +93,26 @@ def pretrain(
         recipe=recipe,
         train=split.train,
         accuracy=info.test_accuracy[-1].reshape(-1).tolist(),
+        contrastive=contrastive,
     )
     hosts.first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
     return load(folder, victim=own)
+
+
+def _process(
+    victim: Victim,
+    recipe: Recipe,
+    contrastive: SimCLR | MoCoV3 | None,
+    split: Split,
+    accumulate: int,
+) -> Training:
+    num_train = len(split.train.label)
+    if contrastive is None:
+        return victim_training(victim, recipe, num_train, accumulate=accumulate)
+    if accumulate != 1:
+        raise InputError(f"accumulate = {accumulate}; it must be 1 where a method is contrastive")
+    image_shape = split.train.image.shape[1:]
+    return contrastive_training(victim, contrastive, recipe, num_train, image_shape=image_shape)
 
 
 def _check_card(
@@ -96,16 +120,11 @@ def _check_card(
     card: Card,
     network: str | Victim,
     options: dict[str, Any],
-    recipe: Recipe,
-    split: Split,
-    num_classes: int,
-    num: int | None,
+    asked: dict[str, Any],
 ) -> None:
     name = network if isinstance(network, str) else None
     kept = saved.typed_options(saved.plain_options(options))
-    wanted = {"network": name, "options": kept, "num_classes": num_classes, "num": num}
-    wanted |= {"recipe": recipe, "train": fingerprint(split.train)}
-    for field, value in wanted.items():
+    for field, value in ({"network": name, "options": kept} | asked).items():
         found = getattr(card, field)
         if found != value:
             raise InputError(

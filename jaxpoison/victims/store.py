@@ -22,6 +22,7 @@ from jaxpoison.data.manifest import versions
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
 from jaxpoison.types import Dataset, InputError, TrainState, Variables, Victim
+from jaxpoison.victims.contrastive import MoCoV3, SimCLR, as_dict, from_dict
 from jaxpoison.victims.evaluate import Interval, is_stacked
 from jaxpoison.victims.recipe import Recipe
 
@@ -41,6 +42,7 @@ class Card:
       num_classes: L.
       num: R victims with a leading axis, or None for a single one without.
       recipe: how they were trained, if known.
+      contrastive: of a self-supervised pretraining its method; None of a supervised one.
       train: number of rows and SHA-256 of the arrays of the training set, if given.
       accuracy: clean test accuracy of each victim, if given.
       versions: package -> version at the time of saving.
@@ -55,6 +57,7 @@ class Card:
     train: dict[str, Any] | None
     accuracy: list[float] | None
     versions: dict[str, str]
+    contrastive: SimCLR | MoCoV3 | None = None
 
 
 class Trained(NamedTuple):
@@ -82,6 +85,7 @@ def save(
     recipe: Recipe | None = None,
     train: Dataset | None = None,
     accuracy: Interval | Sequence[float] | None = None,
+    contrastive: SimCLR | MoCoV3 | None = None,
 ) -> Card:
     """Stores trained victims, one or R with a leading axis; the optimizer's state is left out.
 
@@ -95,6 +99,8 @@ def save(
       recipe: how they were trained.
       train: the training set they saw; its hash is stored.
       accuracy: clean test accuracy of each, such as `Judgment.final_accuracy`.
+      contrastive: the method, of networks pretrained self-supervised; give their own arrays
+        (`victims.pretrained`).
 
     Returns: the Card.
     Errors: InputError for a network that the arrays are not of, an option that cannot be stored,
@@ -113,8 +119,12 @@ def save(
         None if train is None else fingerprint(train),
         _values(accuracy, num or 1),
         versions(),
+        contrastive,
     )
-    saved.write(pathlib.Path(path), KIND, dataclasses.asdict(card), variables)
+    content: dict[str, Any] = dataclasses.asdict(card)
+    if contrastive is not None:
+        content["contrastive"] = as_dict(contrastive)
+    saved.write(pathlib.Path(path), KIND, content, variables)
     return card
 
 
@@ -187,4 +197,6 @@ def _card(content: dict[str, Any]) -> Card:
     fields = content | {"options": saved.typed_options(content["options"])}
     if fields["recipe"] is not None:
         fields["recipe"] = Recipe(**{k: saved.tuples(v) for k, v in fields["recipe"].items()})
+    if fields.get("contrastive") is not None:  # absent in folders of before
+        fields["contrastive"] = from_dict(fields["contrastive"])
     return Card(**fields | {"image_shape": tuple(content["image_shape"])})
