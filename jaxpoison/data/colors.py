@@ -46,7 +46,7 @@ def color_jitter(
         drawn = jax.random.uniform(order_key, (len(image), 4))
         amount = jax.random.uniform(amount_key, (len(image), 4), jnp.float32)
         amount = low[None] + (high - low)[None] * amount
-        return jitter(image, jnp.argsort(drawn, axis=1), amount.astype(image.dtype))
+        return jitter(image, jnp.argsort(drawn, axis=1), jnp.asarray(amount, image.dtype))
 
     return apply
 
