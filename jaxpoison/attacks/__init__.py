@@ -9,7 +9,11 @@ from jaxpoison.attacks.generator_store import (
     poison_dataset,
     save_generator,
 )
-from jaxpoison.attacks.indiscriminate.gradient_canceling import gradient_canceling
+from jaxpoison.attacks.indiscriminate.gradient_canceling import (
+    CANCELINGS,
+    CancelingInfo,
+    gradient_canceling,
+)
 from jaxpoison.attacks.indiscriminate.total_gradient import TGDA, Stackelberg, total_gradient
 from jaxpoison.attacks.leader import pretrain_leader
 from jaxpoison.attacks.parameter_corruption import (
@@ -41,6 +45,8 @@ __all__ = [
     "POLYTOPE_BENCHMARK",
     "BREWS",
     "Brew",
+    "CANCELINGS",
+    "CancelingInfo",
     "Corruption",
     "Crafting",
     "GeneratorCard",

@@ -4,7 +4,7 @@ from jaxpoison.hypergrad.adaptation import adaptation
 from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.along_training import Surrogate, along_training
 from jaxpoison.hypergrad.alternating import alternating
-from jaxpoison.hypergrad.canceling import Canceling, canceling
+from jaxpoison.hypergrad.canceling import Canceling, canceling, opposing_labels
 from jaxpoison.hypergrad.features import feature_objective
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
@@ -47,6 +47,7 @@ __all__ = [
     "neumann",
     "normal_cg",
     "one_step",
+    "opposing_labels",
     "poisoned_training",
     "rowwise_loss",
     "through_step",

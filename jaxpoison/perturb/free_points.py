@@ -5,7 +5,7 @@ there unless the space says otherwise. eps_d = P / N is relative to the clean se
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,16 @@ __all__ = ["Constraint", "Points", "free_points"]
 KINDS = ("none", "box", "range", "coordinate", "nonnegative", "linf")
 LABELS = ("base", "random")
 STARTS = ("base", "zeros", "uniform")
+ENDS = {"none": (-jnp.inf, jnp.inf), "box": (0, 1), "nonnegative": (0, jnp.inf)}
+MARGIN = 0.01  # of the way, that a start keeps from both ends under a sigmoid, which is flat there
 
 
 class Points(NamedTuple):
     """Theta of added points.
 
     Attributes:
-      value: [P, H, W, C], what is optimized: pixels, or features as [P, 1, 1, D].
+      value: [P, H, W, C], what is optimized: pixels, or features as [P, 1, 1, D]; with `sigmoid`
+        any real numbers, from which those are made.
       label: [P], whole numbers in the dtype of `value`, so that theta is a tree of floats; its
         gradient is zero.
     """
@@ -63,18 +66,20 @@ class Constraint:
         """The nearest allowed values [P, H, W, C]."""
         if self.kind == "none":
             return value
-        if self.kind == "box":
-            return jnp.clip(value, 0, 1)
-        if self.kind == "nonnegative":
-            return jnp.maximum(value, 0)
+        return jnp.clip(value, *self.bounds(scenario, value.dtype))
+
+    def bounds(self, scenario: Scenario, dtype: Any = jnp.float32) -> tuple[Array, Array]:
+        """The least and the largest allowed values, of shapes that broadcast to [P, H, W, C]."""
         if self.eps is not None:
-            base = _base(scenario, value.dtype)
-            low, high = jnp.maximum(base - self.eps, 0), jnp.minimum(base + self.eps, 1)
-            return jnp.clip(value, low, high)
+            base = _base(scenario, dtype)
+            return jnp.maximum(base - self.eps, 0), jnp.minimum(base + self.eps, 1)
+        if self.kind in ENDS:
+            low, high = ENDS[self.kind]
+            return jnp.full((1, 1, 1, 1), low, dtype), jnp.full((1, 1, 1, 1), high, dtype)
         axes = None if self.kind == "range" else 0
         clean = scenario.train.image
-        low, high = (as_float(f(clean, axes)).astype(value.dtype) for f in (jnp.min, jnp.max))
-        return jnp.clip(value, low, high)
+        low, high = (as_float(f(clean, axes, keepdims=True)) for f in (jnp.min, jnp.max))
+        return low.astype(dtype), high.astype(dtype)
 
 
 def free_points(
@@ -83,6 +88,7 @@ def free_points(
     labels: str = "base",
     start: str = "base",
     num_classes: int | None = None,
+    sigmoid: bool = False,
 ) -> Perturbation:
     """P points of their own beside the N clean rows: row N + j is theta.value[j], theta.label[j].
 
@@ -91,16 +97,27 @@ def free_points(
       labels: "base", those of the base rows; "random", uniform over all classes.
       start: "base"; "zeros"; "uniform" in [0, 10], as a released code starts (then projected).
       num_classes: L, for random labels.
+      sigmoid: points are low + (high - low) / (1 + exp(-value)) between the constraint's bounds, so
+        that no step leaves them; a start keeps 1 % of the way from both ends. In the place of
+        clipping after each step.
 
     Returns: Perturbation with theta a `Points`; `apply` takes rows 0 to N + P - 1, `release` gives
       all of them. Values stay as they are, also outside [0, 1] where the constraint lets them.
-    Errors: InputError for a bad argument; random labels need num_classes.
+    Errors: InputError for a bad argument; random labels need num_classes, a sigmoid two bounds.
     """
     check.one_of(LABELS, labels=labels)
     check.one_of(STARTS, start=start)
     if labels == "random":
         check.at_least(2, num_classes=num_classes)
     count = num_classes or 0
+    if sigmoid and constraint.kind in ("none", "nonnegative"):
+        raise InputError(f"a sigmoid needs two bounds; constraint {constraint.kind!r} has not both")
+
+    def shown(theta, scenario):
+        if not sigmoid:
+            return theta.value
+        low, high = constraint.bounds(scenario, theta.value.dtype)
+        return low + (high - low) * jax.nn.sigmoid(theta.value)
 
     def init(key, scenario):
         label_key, start_key = jax.random.split(key)
@@ -111,7 +128,12 @@ def free_points(
             value = jnp.zeros_like(value)
         elif start == "uniform":
             value = jax.random.uniform(start_key, value.shape, value.dtype, 0, 10)
-        return Points(constraint.project(value, scenario), label.astype(value.dtype))
+        value = constraint.project(value, scenario)
+        if sigmoid:
+            low, high = constraint.bounds(scenario, value.dtype)
+            way = (value - low) / jnp.where(high > low, high - low, 1)
+            value = jax.scipy.special.logit(jnp.clip(way, MARGIN, 1 - MARGIN))
+        return Points(value, label.astype(value.dtype))
 
     def apply(theta, scenario, rows):
         num = scenario.train.label.shape[0]
@@ -119,7 +141,7 @@ def free_points(
         clean = jnp.minimum(rows, num - 1)
         image = jnp.where(
             added.reshape(-1, 1, 1, 1),
-            theta.value[slot],
+            shown(theta, scenario)[slot],
             as_float(scenario.train.image[clean]).astype(theta.value.dtype),
         )
         label = jnp.where(added, _labels(theta)[slot], scenario.train.label[clean])
@@ -127,18 +149,22 @@ def free_points(
         return Batch(image, label.astype(jnp.int32), weight, rows.astype(jnp.int32))
 
     def project(theta, scenario):
+        if sigmoid:
+            return theta
         return Points(constraint.project(theta.value, scenario), theta.label)
 
     def release(theta, scenario):
         clean = as_float(scenario.train.image).astype(theta.value.dtype)
-        image = jnp.concatenate([clean, theta.value])
+        image = jnp.concatenate([clean, shown(theta, scenario)])
         label = jnp.concatenate([scenario.train.label, _labels(theta)])
         return Dataset(image, label.astype(jnp.int32))
 
     def added(theta, scenario):
         num, points = scenario.train.label.shape[0], theta.label.shape[0]
         rows = num + jnp.arange(points, dtype=jnp.int32)
-        return Batch(theta.value, _labels(theta), jnp.ones(points, theta.value.dtype), rows)
+        return Batch(
+            shown(theta, scenario), _labels(theta), jnp.ones(points, theta.value.dtype), rows
+        )
 
     return Perturbation(init, apply, project, release, added)
 
