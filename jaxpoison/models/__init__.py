@@ -8,7 +8,7 @@ from jaxpoison.models.convnet import convnet, dropout_cnn, small_cnn
 from jaxpoison.models.decoder import conv_decoder, mlp_decoder
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
 from jaxpoison.models.leaders import adapt_leader, conv_leader, mlp_leader
-from jaxpoison.models.lenet import lenet
+from jaxpoison.models.lenet import lenet, lenet5
 from jaxpoison.models.linear import logistic_regression, mlp
 from jaxpoison.models.metapoison_convnet import metapoison_convnet
 from jaxpoison.models.mlp_generator import mlp_generator
@@ -45,6 +45,7 @@ __all__ = [
     "dropout_cnn",
     "from_pytorch",
     "lenet",
+    "lenet5",
     "logistic_regression",
     "metapoison_convnet",
     "mlp",

@@ -9,7 +9,7 @@ from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
 from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, dropout_cnn, small_cnn
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
-from jaxpoison.models.lenet import lenet
+from jaxpoison.models.lenet import lenet, lenet5
 from jaxpoison.models.linear import logistic_regression, mlp
 from jaxpoison.models.metapoison_convnet import metapoison_convnet
 from jaxpoison.models.mlp_generator import mlp_generator
@@ -41,6 +41,7 @@ FACTORIES = {
         cnn5,
         metapoison_convnet,
         lenet,
+        lenet5,
         resnet18,
         resnet20,
         resnet34,

@@ -45,6 +45,7 @@ __all__ = [
     "small",
     "tap_surrogate",
     "tap_victim",
+    "tgda",
     "witches_brew",
     "witches_brew_basic",
     "witches_brew_fast",
@@ -392,6 +393,23 @@ def poisoning_benchmark_transfer(*, epochs: int = 40) -> Recipe:
         source="Just how toxic is data poisoning, transfer",
     )
     return _steps(recipe, (3, 4))
+
+
+def tgda(*, epochs: int = 100, batch_size: int = 1000) -> Recipe:
+    """Plain SGD of TGDA's followers (Lu et al. 2022, released code): rate 0.1, no momentum.
+
+    Pixels in [-1, 1]. The release does not shuffle and appends a slice of the points to each batch;
+    here every epoch is shuffled, points among the others. Its CIFAR-10 code has batches of 256.
+    """
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=0.1,
+        momentum=0.0,
+        mean=(0.5,),
+        std=(0.5,),
+        source="Lu et al. 2022, released code",
+    )
 
 
 def small(*, epochs: int = 20, learning_rate: float = 0.01, batch_size: int = 32) -> Recipe:

@@ -37,6 +37,7 @@ RUNNABLE = {
         partial(models.metapoison_convnet, width=2, batch_norm=True),
     ),
     "lenet": ((16, 16, 1), partial(models.lenet, size="small")),
+    "lenet5": ((16, 16, 1), models.lenet5),
     "resnet18": ((8, 8, 3), partial(models.resnet18, width=4)),
     "resnet, scanned bottlenecks": (
         (9, 9, 3),

@@ -24,6 +24,8 @@ SIZES = [
     ("mlp", MNIST, {"hidden": (64,), "batch_norm": False}, 784 * 64 + 64 + 64 * 10 + 10),
     ("mlp", (8, 8, 1), {"logits_norm": False}, 65 * 128 + 129 * 128 + 129 * 10 + 2 * 256),
     ("small_cnn", MNIST, {}, 160 + 16 * 32 * 9 + 32 + 7 * 7 * 32 * 10 + 10),
+    ("mlp", MNIST, {"hidden": (784, 784), "batch_norm": False, "slope": 0.2}, 1_238_730),
+    ("small_cnn", MNIST, {"kernel": 5, "pool": "max"}, 416 + 12_832 + 1568 * 10 + 10),
     ("convnet", CIFAR, {"width": 32}, 289_290),
     ("convnet", CIFAR, {"width": 64}, 1_131_530),
     ("convnet", CIFAR, {"batch_norm": True}, 2_904_970),
@@ -36,6 +38,7 @@ SIZES = [
     ("lenet", MNIST, {"size": "small"}, 109_885),
     ("lenet", MNIST, {"size": "normal"}, 432_240),
     ("lenet", MNIST, {"size": "large"}, 1_714_450),
+    ("lenet5", CIFAR, {}, 62_006),
     ("resnet18", CIFAR, {}, 11_173_962),
     ("resnet18", CIFAR, {"width": 16}, 701_466),
     ("resnet18", MNIST, {"width": 16}, 701_466 - 2 * 9 * 16),
@@ -255,3 +258,15 @@ def test_wrong_names_and_arguments_are_one_clear_line():
         models.resnet18(CIFAR, width=0)
     with pytest.raises(InputError, match="hidden = 0"):
         models.mlp(MNIST, hidden=(4, 0))
+
+
+def test_a_slope_makes_the_activation_leaky():
+    victim = models.mlp((2, 3, 1), 4, hidden=(5,), batch_norm=False, slope=0.2)
+    params = jax.tree.map(np.asarray, filled(victim).params)
+    x = np.random.default_rng(0).uniform(-1, 1, (7, 2, 3, 1)).astype(np.float32)
+    first, last = (params[name] for name in sorted(params))
+    hidden = x.reshape(7, -1) @ first["kernel"] + first["bias"]
+    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+    expected = hidden @ last["kernel"] + last["bias"]
+    scores, _ = victim.apply(filled(victim), jnp.asarray(x), train=False)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
