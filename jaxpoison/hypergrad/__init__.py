@@ -1,5 +1,6 @@
 """Rules for the gradient of the outer loss: `Bilevel -> Hypergrad`, interchangeable."""
 
+from jaxpoison.hypergrad import reachability
 from jaxpoison.hypergrad.adaptation import adaptation
 from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.along_training import Surrogate, along_training
@@ -49,6 +50,7 @@ __all__ = [
     "one_step",
     "opposing_labels",
     "poisoned_training",
+    "reachability",
     "rowwise_loss",
     "through_step",
     "trajectory",
