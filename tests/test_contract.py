@@ -209,6 +209,14 @@ ADDED = {
         ),
     ),
     "total_gradient": Added(lambda c: jp.attacks.total_gradient(linear(), game=GAME, constraint=c)),
+    "label_flip": Added(
+        lambda c: jp.attacks.label_flip(linear(), num_classes=CLASSES, labels="least_likely"),
+        labels="other",
+        constrained=False,
+    ),
+    "random_points": Added(
+        lambda c: jp.attacks.random_points(num_classes=CLASSES, constraint=c), labels="random"
+    ),
 }
 NEAR = jp.perturb.Constraint("linf", 0.1)
 CHANGING = pytest.mark.parametrize("name", ATTACKS)

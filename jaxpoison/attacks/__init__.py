@@ -14,6 +14,8 @@ from jaxpoison.attacks.indiscriminate.gradient_canceling import (
     CancelingInfo,
     gradient_canceling,
 )
+from jaxpoison.attacks.indiscriminate.label_flip import label_flip
+from jaxpoison.attacks.indiscriminate.random_points import random_points
 from jaxpoison.attacks.indiscriminate.total_gradient import TGDA, Stackelberg, total_gradient
 from jaxpoison.attacks.leader import pretrain_leader
 from jaxpoison.attacks.parameter_corruption import (
@@ -67,6 +69,7 @@ __all__ = [
     "gue",
     "gue_adv",
     "keep_best",
+    "label_flip",
     "load_generator",
     "lsp",
     "mean_feature_collision",
@@ -77,6 +80,7 @@ __all__ = [
     "poison_dataset",
     "pretrain_leader",
     "random_noise",
+    "random_points",
     "save_generator",
     "total_gradient",
     "scale_target",

@@ -3,6 +3,10 @@
 Gradient canceling cannot do below tau what tau says no points can (Lu et al. 2023). Everything here
 runs on the host in float64. `thresholds` has the closed forms, `certificates` the bounds under a
 constraint; this module has both under one name, and `reach`, which reads a trained head.
+
+A head scaled by s > 0 (`attacks.scale_target`) predicts the same, and without a bias its tau goes
+to 0 with s; points must be as large as ||g|| / eps then, so that what protects at small shares is
+a constraint on them.
 """
 
 import math
@@ -51,7 +55,6 @@ __all__ = [
     "ray_share",
     "reach",
     "root",
-    "scale_target",
     "single_point",
     "threshold",
     "two_points",
@@ -144,20 +147,6 @@ def reach(
     enough = share >= tau if num_classes == 2 else share > tau
     reachable = False if share < tau else (True if free and enough else None)
     return Reachability(share, tau, reachable, lowest, conditions)
-
-
-def scale_target(variables: Variables, scale: float) -> Variables:
-    """The head scale * (W, b): the same predictions, and a threshold that goes to 0 with the scale.
-
-    Points must be as large as ||g|| / eps then: what protects at small shares is the constraint.
-
-    Args:
-      variables: of a linear head.
-      scale: above 0, at most 1.
-    """
-    check.number(above=0, most=1, scale=scale)
-    params = jax.tree.map(lambda x: (scale * x).astype(x.dtype), variables.params)
-    return Variables(params, variables.stats)
 
 
 def _weights(w, b, g, share):
