@@ -4,7 +4,8 @@
 
 A table is known by its head; the tables of one record alone (sweeps; setups and tests of a targeted
 run) by the section named after it, "### NAME" or "### NAME (small run)". Whole runs come in the
-order of the list of claims, small runs after them by name.
+order of the list of claims, small runs after them by name. The table of added points stands in
+experiments/README.md, and in README.md where that has its head.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 import re
 from typing import Any
 
-from jaxpoison.report import sweeps, tables, targeted_markdown, targeted_tables
+from jaxpoison.report import added_tables, sweeps, tables, targeted_markdown, targeted_tables
 
 __all__ = ["PAGES", "RESULTS", "filled", "main", "own_tables", "read_records"]
 
@@ -24,6 +25,7 @@ MEASURED = (
     "| experiment | attack, budget | clean | random noise | poisoned | time | device |\n"
     "|---|---|---|---|---|---|---|\n"
 )
+ADDED = f"{added_tables.HEAD}\n{'|---' * (added_tables.HEAD.count('|') - 1)}|\n"
 TARGETED = f"{targeted_tables.HEAD}\n{'|---' * (targeted_tables.HEAD.count('|') - 1)}|\n"
 
 
@@ -65,6 +67,9 @@ def filled(text: str, records: dict[str, dict[str, Any]]) -> str:
         rows = [row for record in records.values() for row in make(record)]
         if rows or head in text:
             text = _put(text, head, rows)
+    rows = [row for record in records.values() for row in added_tables.markdown(record)]
+    if ADDED in text or (rows and "\n## Sweeps\n" in text):
+        text = _put(text, ADDED, rows)
     if "\n## Sweeps\n" in text:
         for name, record in records.items():
             if lines := own_tables(record):
@@ -77,7 +82,7 @@ def own_tables(record: dict[str, Any]) -> list[str]:
     """What stands in the section of one record; no lines of a record without one."""
     if targeted_tables.is_targeted(record):
         return [*targeted_markdown.setups(record), "", *targeted_markdown.comparisons(record)]
-    return sweeps.markdown(record)
+    return [] if added_tables.is_added(record) else sweeps.markdown(record)
 
 
 def _put(text: str, head: str, lines: list[str]) -> str:

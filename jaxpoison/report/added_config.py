@@ -20,6 +20,7 @@ class AddedConfig(StudyConfig):
     """Settings that every experiment with added points has."""
 
     HIDDEN = ("share", "probes")
+    """Settings that mean nothing here: not in --help, and refused."""
 
     shares: tuple[float, ...] = (0.03, 0.1, 1.0)
     """Added points relative to the clean training set, eps_d = P / N, above 0 up to 1; every attack
@@ -34,6 +35,10 @@ class AddedConfig(StudyConfig):
             raise InputError(f"probes = {self.probes}; a run of added points has none")
         object.__setattr__(self, "shares", tuple(self.shares))
         check_shares(self.shares)
+
+    def settings(self) -> dict[str, Any]:
+        """As of every study, without what means nothing here."""
+        return {k: v for k, v in super().settings().items() if k not in self.HIDDEN}
 
 
 class Player(NamedTuple):

@@ -12,6 +12,7 @@ from jaxpoison.data import poisoned
 from jaxpoison.data.manifest import tree_sha256
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models import num_params
+from jaxpoison.report import added_figures
 from jaxpoison.report.added_arms import AddedArm
 from jaxpoison.report.added_cells import Crafted, craft, label_of
 from jaxpoison.report.added_checks import (
@@ -21,12 +22,13 @@ from jaxpoison.report.added_checks import (
     rehearse_added,
 )
 from jaxpoison.report.added_config import AddedConfig, Player
+from jaxpoison.report.added_filters import screened
 from jaxpoison.report.added_sides import Side, distance, victim_name
 from jaxpoison.report.arms import Point
 from jaxpoison.report.judging import Exam
 from jaxpoison.report.record import entry
 from jaxpoison.report.study import Study
-from jaxpoison.types import Split
+from jaxpoison.types import Dataset, Key, Split
 from jaxpoison.victims import interval
 
 __all__ = ["added_job"]
@@ -104,7 +106,7 @@ def added_job(
     )
     if done := study.finished():
         return done
-    rows_key, victim_key, attack_key = jax.random.split(jax.random.key(config.seed), 3)
+    rows_key, victim_key, attack_key, filter_key = jax.random.split(jax.random.key(config.seed), 4)
     sides = {}
     for name, player in players.items():
         own = [one for one in arms.values() if one.player == name]
@@ -112,6 +114,7 @@ def added_job(
         options = {"num": config.victims, "chunk": chunk, "as_float": as_float}
         sides[name] = Side(name, player, split, study, victim_key, **options)
         sides[name].learn_clean(clean)
+    shown: list[added_figures.Shown] = []
     for name, one in arms.items():
         side = sides[one.player]
         for share in one.shares or ():
@@ -120,17 +123,27 @@ def added_job(
             for s, label in enumerate(labels):
                 key = jax.random.fold_in(attack_key, s)
                 crafted = craft(study, side, name, one, index, key, label=label, source=source)
-                _judge(study, side, one, crafted, f"{name} share={share:g}", s)
+                _judge(study, side, one, crafted, f"{name} share={share:g}", s, filter_key)
+                if s == 0 and crafted.poison.manifest.domain != "features":
+                    shown.append(_shown(label, crafted, split.train))
             if len(labels) > 1:
                 _gather(study, side, f"{name} share={share:g}", len(labels))
     last = max(arms[main].shares or ())
     top = label_of(arms[main].player, main, last, 0)
-    return study.finish(main=top, published=published or [])
+
+    def draw(record: dict[str, Any]) -> None:
+        added_figures.points(study.folder / "grid.png", shown)
+        added_figures.residuals(study.folder / "residual.png", record)
+        added_figures.reach(study.folder / "reach.png", record)
+
+    return study.finish(main=top, published=published or [], draw=draw)
 
 
-def _judge(study: Study, side: Side, one: AddedArm, crafted: Crafted, arm: str, s: int) -> None:
+def _judge(
+    study: Study, side: Side, one: AddedArm, crafted: Crafted, arm: str, s: int, key: Key
+) -> None:
     """Every follower of a player on one training set."""
-    train = side.poisoned(crafted.poison)
+    train, num_added = side.poisoned(crafted.poison), crafted.facts["num_added"]
     label = arm if not s else f"{arm}.{s}"
     point = Point(crafted.facts["arm"], "share", float(arm.rpartition("=")[2]))
     entries = study.poisons.entries
@@ -147,7 +160,17 @@ def _judge(study: Study, side: Side, one: AddedArm, crafted: Crafted, arm: str, 
         if crafted.target is not None:
             apart = distance(state, crafted.target)
             facts["distance"] = None if apart is None else interval(apart)._asdict()
+        if follower == side.player.reference and side.player.filters:
+            own = label_of(one.player, crafted.facts["arm"], point.value, s)
+            facts["filters"] = screened(side, own, train, state, num_added, key)
         mine["added"] = facts
+
+
+def _shown(label: str, crafted: Crafted, train: Dataset) -> added_figures.Shown:
+    """The first points of a cell, for the picture."""
+    rows = crafted.poison.source_rows[: added_figures.COLUMNS]
+    image = np.asarray(crafted.poison.dataset.image[: len(rows)])
+    return added_figures.Shown(label, np.asarray(train.image)[rows], image)
 
 
 def _gather(study: Study, side: Side, arm: str, num: int) -> None:

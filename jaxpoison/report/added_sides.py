@@ -130,6 +130,17 @@ class Side:
         found = judge(self.player.victim, state, info, *split, **(evaluation(how) or {}))
         return found.final_accuracy
 
+    def starts(self, follower: str) -> list[Variables]:
+        """Where the victims of a follower that converges begin, one for each."""
+        how = self.player.followers[follower]
+        drawn = isinstance(how, ToConvergence) and how.start == "draw"
+        found = []
+        for r in range(self._num if drawn else 1):
+            network = self.player.victim.init(jax.random.fold_in(self._key, r))
+            params = network.params if drawn else jax.tree.map(jnp.zeros_like, network.params)
+            found.append(Variables(params, network.stats))
+        return found
+
     def training(self, follower: str, num_rows: int) -> Training:
         """Of all seeds on that many rows; made once, so that it compiles once."""
         how = self.player.followers[follower]

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import jax
 
@@ -30,7 +30,8 @@ def command_line(main: Callable[[Any], Any], config_type: type, doc: str | None)
     Args:
       main: the experiment.
       config_type: a frozen dataclass; `__post_init__` raises InputError for values it refuses. If
-        it has `presets()`, configurations by name, `--scale NAME` takes its defaults from one.
+        it has `presets()`, configurations by name, `--scale NAME` takes its defaults from one;
+        fields named in its `HIDDEN` are left out of `--help`.
       doc: what `--help` says first, such as the script's docstring.
     """
     try:
@@ -57,7 +58,11 @@ def _parse(config_type: type, doc: str | None) -> Any:
     """The configuration; its own checks run outside tyro, which would draw a box around them."""
     import tyro  # here: what calls an experiment from Python does not need it
 
-    unchecked = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
+    hidden = getattr(config_type, "HIDDEN", ())  # what this kind of run refuses
+    hints: dict[str, Any] = get_type_hints(config_type, include_extras=True)
+    types = {name: tyro.conf.Suppress[hints[name]] for name in hidden}
+    body = {"__post_init__": lambda self: None, "__annotations__": types}
+    unchecked = type(config_type.__name__, (config_type,), body)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if spec is None else f"python -m {spec.name}"
     fields = dataclasses.fields(config_type)

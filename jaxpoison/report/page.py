@@ -13,7 +13,7 @@ import jinja2
 import jaxpoison
 from jaxpoison import check
 from jaxpoison.data.manifest import STATEMENT
-from jaxpoison.report import charts, sweeps, tables, targeted_page, targeted_tables
+from jaxpoison.report import added_page, charts, sweeps, tables, targeted_page, targeted_tables
 from jaxpoison.report.cells import Cell, number, rate
 from jaxpoison.report.probes import PROBES
 from jaxpoison.report.record import flat
@@ -71,6 +71,7 @@ def html(runs: list[Run]) -> str:
         table=_table(runs),
         probes=[(name, PROBES[name]) for name in _probes(runs) if name in PROBES],
         targeted=[] if several else targeted_page.parts(runs[0].record),
+        added=None if several else added_page.parts(runs[0]),
         curves=_curves(runs),
         sweeps=[] if several else _sweeps(runs[0]),
         differing=_settings(runs) if several else [],
@@ -161,12 +162,13 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 "run": Cell(run.label if len(runs) > 1 else ""),
                 "victim": Cell(victim),
                 "training set": Cell(name),
-                "budget": _budget(poison),
+                "budget": _budget({} if "added" in entry else poison),
                 "measured": number(poison.get("measured"), "{:.4g}"),
                 **targeted_page.cells(entry),
                 "final %": rate(entry["final_accuracy"]),
                 "peak %": rate(entry["peak_accuracy"]),
                 "train %": rate(entry["train_accuracy"]),
+                **added_page.cells(entry),
                 **{f"{k} %": rate(entry.get("probes", {}).get(k)) for k in probes},
                 "attack keys %": rate(entry.get("craft_seeds")),
                 "PSNR dB": number(poison.get("psnr"), "{:.1f}"),

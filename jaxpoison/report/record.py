@@ -12,6 +12,25 @@
 Accuracies and rates are {mean, low, high, values}: fractions, mean with a 95 % t-interval over
 victim seeds. Seconds are named parts of the wall time, compiling apart.
 
+An arm of a run with added points has besides `added` =
+
+    {arm, player, follower, share (P / N), num_added, space, constraint {kind, eps} | null,
+     labels_changed, drop (of the same seeds against the clean set),
+     values {value_low, value_high, clean_low, clean_high} | null (of grey levels),
+     (of several steps) outer_loss {first, last},
+     (of an attack that cancels the gradient at target parameters)
+        residual {first, last, steps, curve}, target_accuracy,
+        distance (of the victims' parameters from the target) | null (of other parameters),
+        reach {tau | null (no share is enough), reachable true | false | null (open), floor,
+               conditions} | null (no linear head),
+     (of an attack that matches features) feature_error {first, last, steps, curve},
+     (of the player's reference follower, where it has filters)
+        filters {name: {removed, true_positive_rate, false_positive_rate, precision, auc,
+                        final_accuracy | null (nothing was left)}}}
+
+with the intervals of drop, distance and final_accuracy over victims. Of several attack keys all but
+`craft_seeds` is of the first.
+
 The record of a targeted run has `comparisons` too. There values and intervals are over SETUPS, one
 number for each (the mean over its victims and targets), as victims of one setup share poison and
 target. Accuracies are taken without the targets of the setup, the curve with them. An arm, clean

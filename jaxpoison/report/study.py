@@ -8,7 +8,8 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     poison/<arm>/               the poison folder, as the victims read it
     setups/<setup>/             of a targeted run: all this for each setup, see `targeted_setup`
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
-    grid.png, curves.png        pictures; sweep.png where an option was varied, pairs.png of setups
+    grid.png, curves.png        pictures; sweep.png where an option was varied, pairs.png of setups,
+                                residual.png and reach.png of added points
     result.json                 the record; it marks a finished run
     report.html                 the page made of them
 """
@@ -21,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxpoison import checkpoint, hosts
-from jaxpoison.report import figures, page, record, tables, targeted_tables
+from jaxpoison.report import added_tables, figures, page, record, tables, targeted_tables
 from jaxpoison.report.judging import Judging
 from jaxpoison.report.poisons import Poisons
 from jaxpoison.report.study_config import StudyConfig
@@ -141,8 +142,12 @@ class Study:
         self.poisons.check_files()
 
     def _show(self, result: dict[str, Any]) -> None:
-        targeted = targeted_tables.is_targeted(result)
-        (targeted_tables if targeted else tables).print_record(result, self.console)
+        kinds = (
+            (targeted_tables, targeted_tables.is_targeted),
+            (added_tables, added_tables.is_added),
+        )
+        found = next((one for one, is_of in kinds if is_of(result)), tables)
+        found.print_record(result, self.console)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.text import Text
 from jaxpoison.report.record import entry as entry_name
 
 __all__ = [
+    "RANDOM_POINTS",
     "control",
     "experiment",
     "is_control",
@@ -25,6 +26,10 @@ __all__ = [
     "split_name",
     "table",
 ]
+
+
+RANDOM_POINTS = "random-points"
+"""What the arms are called that control added points."""
 
 
 def percent(value: dict[str, Any]) -> str:
@@ -49,7 +54,18 @@ def radius(norm: str, eps: float) -> str:
 
 
 def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry of random noise at the budget of `entry`'s poison, on the same victim."""
+    """The entry of random noise at the budget of `entry`'s poison, on the same victim.
+
+    Of added points that of as many random ones.
+    """
+    if added := entry.get("added"):
+        others = (one for one in arms.values() if one.get("victim") == entry.get("victim"))
+        for one in others:
+            mine = one.get("added")
+            same = mine is not None and mine["num_added"] == added["num_added"]
+            if same and mine["arm"].startswith(RANDOM_POINTS):
+                return one
+        return None
     norm, eps = entry["poison"]["norm"], entry["poison"]["eps"]
     plain = "random-noise" if norm == "linf" else f"random-noise-{norm}"
     for name, noise in arms.items():

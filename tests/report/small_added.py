@@ -58,7 +58,7 @@ def run(runs, *, data=None, players=None, own=None, main="free", **options):
     return added_job(
         "small",
         AddedConfig(**config | options),
-        players=players or {"": Player(HEAD, followers(), "lbfgs")},
+        players={"": Player(HEAD, followers(), "lbfgs")} if players is None else players,
         split=data or split(),
         source={"name": "blobs"},
         arms=own or arms(),

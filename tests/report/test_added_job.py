@@ -1,10 +1,25 @@
 """The job of added points: what it stores, trains on and says, what it refuses, how it resumes."""
 
+import dataclasses
+import functools
+
+import jax
 import numpy as np
 import pytest
+import sklearn.linear_model
 
-from jaxpoison.data import poisoned
+import jaxpoison as jp
+from experiments import tables as committed
+from jaxpoison import loops
+from jaxpoison.data import poisoned, with_added
+from jaxpoison.perturb import Constraint
+from jaxpoison.report import AddedConfig, Player, added_arm, added_tables, command_line
+from jaxpoison.report.work import Work
+from jaxpoison.types import InputError
+from jaxpoison.victims import Extractor, extract, on_features
 from tests.report import small_added
+
+CHUNK = loops._chunk
 
 pytestmark = pytest.mark.usefixtures("quick_module")
 
@@ -63,3 +78,153 @@ def test_a_reachable_target_is_what_a_convergent_follower_ends_at(finished):
     assert free["residual"]["steps"][-1] == 200
     assert free["distance"]["mean"] < ball["distance"]["mean"]
     assert free["drop"]["mean"] > ball["drop"]["mean"] + 0.2
+
+
+def test_a_finished_run_is_shown_and_other_settings_are_refused(finished, capsys):
+    folder, record = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert small_added.run(folder.parents[1]) == record
+    out = capsys.readouterr().out
+    assert "finished before" in out and "lbfgs:" in out and "most" in out
+    with pytest.raises(InputError, match=r"free.shares = \[0.25, 0.5\], now it is \[0.5\]"):
+        small_added.run(folder.parents[1], shares=(0.5,))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_the_page_and_the_tables_show_points_residuals_and_drops(finished):
+    folder, record = finished
+    page = (folder / "report.html").read_text()
+    assert "Residuals and reachability" in page and "linf 0.1" in page
+    for picture in ("grid.png", "curves.png", "sweep.png", "residual.png"):
+        assert (folder / picture).stat().st_size > 1000
+    rows = added_tables.markdown(record)
+    assert len(rows) == 6 and all(row.count("|") == added_tables.HEAD.count("|") for row in rows)
+    assert rows[0].startswith("| small | free, none, sgd | 12, 0.25 | ")
+    assert rows[-1].startswith("| small | ball, linf 0.1, lbfgs | 24, 0.5 | 100.0 | - | ")
+    page = f"## Sweeps\n\n{committed.ADDED}\n"
+    assert rows[0] in committed.filled(page, {"small": record})
+
+
+@pytest.mark.parametrize("place", ["craft", "victims"])
+def test_a_run_that_broke_off_goes_on_where_it_was(finished, tmp_path, monkeypatch, place):
+    _, record = finished
+    options = {"own": {"free": small_added.canceling("none", shares=(0.25, 0.5))}}
+    options["players"] = {"": Player(small_added.HEAD, lbfgs(), "lbfgs")}
+    run, seen = Work.run, []
+
+    def breaks(self, room, name, *rest):
+        if room == place and name.endswith("free share=0.5"):
+            raise KeyboardInterrupt
+        return run(self, room, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "run", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            small_added.run(tmp_path, **options)
+    monkeypatch.setattr(
+        loops, "_chunk", lambda process, *a: seen.append(process) or CHUNK(process, *a)
+    )
+    again = small_added.run(tmp_path, **options)
+    for name, entry in again["arms"].items():
+        assert entry == record["arms"][name]
+    assert len(set(seen)) == {"craft": 2, "victims": 1}[place]  # the parts that were left
+
+
+def lbfgs():
+    return {"lbfgs": small_added.followers()["lbfgs"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.5}, "share = 0.5; no row changes here: set shares, of what is added"),
+        ({"probes": ("train-noise",)}, "a run of added points has none"),
+        ({"shares": ()}, "shares are none; name at least one"),
+        ({"shares": (1.5,)}, "shares = 1.5; it must be a number above 0 and at most 1"),
+        ({"shares": (0.5, 0.5)}, "shares = (0.5, 0.5); name each once"),
+        ({"shares": (0.01,)}, "shares = 0.01 of 48 rows is less than one point"),
+        ({"main": "other"}, "main = 'other'; allowed are free, ball"),
+        ({"players": {}}, "there are no players; name at least one"),
+        ({"players": {"": Player(small_added.HEAD, {}, "sgd")}}, "has no followers"),
+        ({"players": {"": Player(small_added.HEAD, lbfgs(), "sgd")}}, "reference = 'sgd'; allowed"),
+    ],
+)
+def test_bad_settings_end_before_anything_is_written(tmp_path, options, message):
+    refused(tmp_path, message, **options)
+
+
+def refused(path, message, **options):
+    with pytest.raises(InputError) as error:
+        small_added.run(path, **options)
+    assert message in str(error.value) and not list(path.iterdir())
+
+
+def test_arms_that_do_not_fit_end_before_anything_is_written(tmp_path):
+    def check(message, one):
+        refused(tmp_path, message, own={"free": one})
+
+    many = functools.partial(added_arm, jp.attacks.gradient_canceling, expect="")
+    check("player = 'b'; allowed are ", small_added.canceling("none", player="b"))
+    check("player '' has no extractor", small_added.canceling("none", space="features"))
+    check("num_classes = 4; its player has 3 logits",
+          many(small_added.HEAD, labels="random", num_classes=4))  # fmt: skip
+    noise = added_arm(jp.attacks.random_noise, eps=0.1, expect="")
+    check("gives a training set of (48, 8, 8, 1); 12 added points ask for (60, 8, 8, 1)", noise)
+    with pytest.raises(InputError, match="constraint = box is for pixels; features may have none"):
+        small_added.canceling("box", space="features")
+    with pytest.raises(InputError, match="num_steps = 7; the schedule of gradient_canceling"):
+        small_added.canceling("none", num_steps=7)
+    crop = dataclasses.replace(small_added.followers()["sgd"], augmentation="flip")
+    body = Extractor(small_added.HEAD, small_added.HEAD.init(jax.random.key(0)))
+    head = jp.models.logistic_regression((1, 1, 64), 3)
+    players = {"": Player(head, {"sgd": crop}, "sgd", body)}
+    refused(tmp_path, "augmentation = flip is for images; it learns features", players=players)
+
+
+def test_features_are_attacked_and_filtered_as_followers_see_them(tmp_path):
+    """The points of an image attack are extracted; those of a feature attack are features."""
+    body = jp.models.mlp(small_added.SHAPE, 3, hidden=(5,), batch_norm=False)
+    frozen = Extractor(body, body.init(jax.random.key(3)))
+    head = jp.models.logistic_regression((1, 1, 5), 3, bias=False)
+    filters = {"loss": jp.defenses.largest_loss(head, share=0.2)}
+    players = {"a": Player(head, lbfgs(), "lbfgs", frozen, filters)}
+    arms = {
+        "inner": added_arm(jp.attacks.gradient_canceling, head, steps=3, space="features",
+                           expect="", corruption=small_added.CORRUPTION),
+        "outer": added_arm(jp.attacks.gradient_canceling, on_features(body, head), steps=3,
+                           constraint=Constraint("box"), expect=""),
+    }  # fmt: skip
+    record = small_added.run(tmp_path, players=players, own=arms, main="inner", shares=(0.25,))
+    train = small_added.split().train
+    folder = tmp_path / "small" / "default" / "poison"
+    inner, outer = (poisoned.read(folder / f"a-{name} share=0.25") for name in arms)
+    assert inner.manifest.domain == "features" and outer.manifest.domain == "uint8"
+    clean = extract(frozen, train)
+    np.testing.assert_array_equal(inner.dataset.label, train.label[inner.source_rows])
+    np.testing.assert_allclose(
+        inner.dataset.image, clean.image[inner.source_rows], atol=0.31
+    )  # three steps of 0.1
+    judged = {}
+    for name, poison in (("inner", with_added(clean, inner)),
+                         ("outer", extract(frozen, with_added(train, outer)))):  # fmt: skip
+        fit = sklearn.linear_model.LogisticRegression(
+            C=1 / (48 * small_added.DECAY), fit_intercept=False, tol=1e-8
+        )
+        fit.fit(np.asarray(poison.image).reshape(60, 5), np.asarray(poison.label))
+        test = extract(frozen, small_added.split().test)
+        judged[name] = fit.score(np.asarray(test.image).reshape(24, 5), np.asarray(test.label))
+        entry = record["arms"][f"a/lbfgs/{name} share=0.25"]
+        assert entry["final_accuracy"]["mean"] == pytest.approx(judged[name], abs=1.01 / 24)
+        found = entry["added"]["filters"]["loss"]
+        assert found["removed"] == 12 and 0 <= found["final_accuracy"]["mean"] <= 1
+        assert 12 * found["true_positive_rate"] + 48 * found["false_positive_rate"] == 12
+
+
+def test_help_and_command_line_know_only_settings_that_mean_something(monkeypatch, capsys):
+    for words, text in (["--help"], "--shares"), (["--share", "0.5"], "Unrecognized options"):
+        monkeypatch.setattr("sys.argv", ["x", *words])
+        with pytest.raises(SystemExit):
+            command_line(print, AddedConfig, None)
+        found = capsys.readouterr()
+        assert text in found.out + found.err
+        assert "--probes" not in found.out and "--share " not in found.out
