@@ -361,8 +361,8 @@ class Attack(NamedTuple):
       score: (state, scenario) -> scalar by which `best_of` chooses among restarts, lower is better
         ([R] under `over_restarts` and `over_devices`); None chooses by the last outer loss.
       target: of an attack that cancels the gradient at given parameters: (state) -> that network,
-        Variables of the victim it was built with; its info then has `residual`, or an outer loss
-        of half the squared residual. Else None.
+        Variables of the victim it was built with, or of its head; its info then has `residual`, or
+        an outer loss of half the squared residual. Else None.
     """
 
     init: Callable[..., PyTree]

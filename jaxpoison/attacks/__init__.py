@@ -9,6 +9,10 @@ from jaxpoison.attacks.generator_store import (
     poison_dataset,
     save_generator,
 )
+from jaxpoison.attacks.indiscriminate.feature_targeted import (
+    feature_targeted,
+    poisoned_features,
+)
 from jaxpoison.attacks.indiscriminate.gradient_canceling import (
     CANCELINGS,
     CancelingInfo,
@@ -64,6 +68,7 @@ __all__ = [
     "error_maximizing",
     "error_minimizing",
     "feature_collision",
+    "feature_targeted",
     "gradient_canceling",
     "gradient_matching",
     "gue",
@@ -79,6 +84,7 @@ __all__ = [
     "parameter_corruption",
     "poison_dataset",
     "pretrain_leader",
+    "poisoned_features",
     "random_noise",
     "random_points",
     "save_generator",

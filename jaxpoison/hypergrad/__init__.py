@@ -6,11 +6,16 @@ from jaxpoison.hypergrad.alignment import aligned
 from jaxpoison.hypergrad.along_training import Surrogate, along_training
 from jaxpoison.hypergrad.alternating import alternating
 from jaxpoison.hypergrad.canceling import Canceling, canceling, opposing_labels
-from jaxpoison.hypergrad.features import feature_objective
+from jaxpoison.hypergrad.features import (
+    FeatureDistances,
+    feature_distances,
+    feature_objective,
+)
 from jaxpoison.hypergrad.frozen import frozen, trajectory
 from jaxpoison.hypergrad.game import clean_batch, generator_game
 from jaxpoison.hypergrad.hidden import hidden
 from jaxpoison.hypergrad.implicit import Implicit, implicit
+from jaxpoison.hypergrad.inversion import InversionError, inversion_error
 from jaxpoison.hypergrad.linear_solve import Solve, cg, hvp, neumann, normal_cg
 from jaxpoison.hypergrad.matching import matching
 from jaxpoison.hypergrad.minibatch import minibatches
@@ -24,7 +29,9 @@ from jaxpoison.hypergrad.value_function import value_function
 __all__ = [
     "Aimed",
     "Canceling",
+    "FeatureDistances",
     "Implicit",
+    "InversionError",
     "Moving",
     "Solve",
     "Surrogate",
@@ -36,12 +43,14 @@ __all__ = [
     "at_surrogate",
     "cg",
     "clean_batch",
+    "feature_distances",
     "feature_objective",
     "frozen",
     "generator_game",
     "hidden",
     "hvp",
     "implicit",
+    "inversion_error",
     "matching",
     "minibatches",
     "moving_surrogate",

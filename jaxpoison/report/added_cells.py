@@ -14,7 +14,7 @@ from jaxpoison.report.added_checks import known
 from jaxpoison.report.added_sides import Side
 from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables
-from jaxpoison.victims import assess
+from jaxpoison.victims import assess, split_head
 
 __all__ = ["Crafted", "craft", "label_of"]
 
@@ -114,9 +114,8 @@ def craft(
         "values": _values(stored.manifest.measured),
         **_progress(info, target is not None),
     }
-    if target is not None and one.victim is not None:
-        found = assess(one.victim, target, side.test[one.space]).accuracy
-        facts["target_accuracy"] = found.mean
+    if target is not None and (accuracy := _target_accuracy(side, one, target)) is not None:
+        facts["target_accuracy"] = accuracy
     return Crafted(stored, target, facts)
 
 
@@ -129,6 +128,16 @@ def _added(attack, state, scenario):
     scale = 255 if clean.dtype == jnp.uint8 else 1
     change = jnp.max(jnp.abs(whole.image[:num] - clean.astype(whole.image.dtype) / scale))
     return Dataset(whole.image[num:], whole.label[num:]), change
+
+
+def _target_accuracy(side: Side, one: AddedArm, target: Variables) -> float | None:
+    """Behind an extractor the target is a head, of whatever space the points are."""
+    victim, test = one.victim, side.test[one.space]
+    if side.player.extractor is not None:
+        joined = isinstance(target.stats, dict) and "extractor" in target.stats
+        target = split_head(target)[1] if joined else target
+        victim, test = side.player.victim, side.test["features"]
+    return None if victim is None else assess(victim, target, test).accuracy.mean
 
 
 def _values(measured: dict[str, Any]) -> dict[str, float] | None:

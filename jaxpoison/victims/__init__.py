@@ -47,7 +47,7 @@ from jaxpoison.victims.evaluate import (
     logits,
     targeted,
 )
-from jaxpoison.victims.extract import Extractor, extract, join_head, on_features
+from jaxpoison.victims.extract import Extractor, extract, join_head, on_features, split_head
 from jaxpoison.victims.gradients import mean_gradient
 from jaxpoison.victims.head import (
     head_mask,
@@ -152,6 +152,7 @@ __all__ = [
     "score_fits",
     "sign_test",
     "similarity",
+    "split_head",
     "stagger_epochs",
     "staggered",
     "streamed_training",

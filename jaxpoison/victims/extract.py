@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpoison import check, tree
-from jaxpoison.types import Dataset, Variables, Victim, as_float
+from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
 
-__all__ = ["Extractor", "extract", "join_head", "on_features"]
+__all__ = ["Extractor", "extract", "join_head", "on_features", "split_head"]
 
 
 class Extractor(NamedTuple):
@@ -61,12 +61,12 @@ def on_features(extractor: Victim, head: Victim) -> Victim:
         return found[:, None, None, :]
 
     def apply(variables, image, *, train, key=None):
-        own = Variables(variables.params, variables.stats["stats"])
+        own = split_head(variables)[1]
         scores, stats = head.apply(own, look(variables, image), train=train, key=key)
         return scores, variables.stats | {"stats": stats}
 
     def features(variables, image):
-        own = Variables(variables.params, variables.stats["stats"])
+        own = split_head(variables)[1]
         return head.features(own, look(variables, image))
 
     return Victim(init, apply, features)
@@ -75,6 +75,17 @@ def on_features(extractor: Victim, head: Victim) -> Victim:
 def join_head(extractor: Variables, head: Variables) -> Variables:
     """The arrays of `on_features` from those of its two parts."""
     return Variables(head.params, {"extractor": extractor, "stats": head.stats})
+
+
+def split_head(variables: Variables) -> tuple[Variables, Variables]:
+    """(extractor, head): what `join_head` joined.
+
+    Errors: InputError for Variables of another kind.
+    """
+    stats = variables.stats
+    if not isinstance(stats, dict) or not isinstance(stats.get("extractor"), Variables):
+        raise InputError("the variables are no extractor with a head: join them by join_head")
+    return stats["extractor"], Variables(variables.params, stats["stats"])
 
 
 @jax.jit(static_argnums=(0, 3))

@@ -1,7 +1,5 @@
 """Decoder training: against the closed form, on digits, and the pairs it is given."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,8 @@ import pytest
 from flax import linen as nn
 
 import jaxpoison as jp
-from jaxpoison.victims import Extractor, Pairs, PairSplit, decode, decoder_training
+from jaxpoison.victims import Pairs, PairSplit, decode, decoder_training
+from tests.digits_extractor import digits, extractor
 
 pytestmark = pytest.mark.usefixtures("quick_module")
 
@@ -40,20 +39,9 @@ def test_an_affine_decoder_learns_least_squares():
     assert np.all(info.finite) and info.grad_norm[-1] < 1e-3
 
 
-@functools.cache
-def extractor():
-    """An MLP trained on digits, its 32 features behind a ReLU."""
-    victim = jp.models.mlp((8, 8, 1), 10, hidden=(128, 32), batch_norm=False)
-    recipe = jp.victims.Recipe(150, 1400, 0.01, optimizer="adam")
-    split = jp.Split(*(jax.tree.map(jnp.asarray, jp.data.digits(s)) for s in ("train", "test")))
-    training = jp.victims.victim_training(victim, recipe, 1400)
-    phi, _ = jp.run(training, jax.random.key(1), split, num_steps=150)
-    return Extractor(victim, phi.variables), split
-
-
 def test_clean_digits_come_back_from_their_features():
     """Error over variance of the pixels: 0.08, of held-out images 0.11; a constant image has 1."""
-    known, split = extractor()
+    known, split = extractor(), digits()
     data = PairSplit(*(jp.victims.pairs(known, part, batch_size=450) for part in split))
     assert data.train.features.shape == (1400, 32) and data.train.image.dtype == jnp.uint8
     want = known.victim.features(known.variables, jp.types.as_float(split.test.image[:3]))

@@ -10,14 +10,14 @@ Two attacks: `feature_collision`, published, solves for every poison by itself, 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxpoison import check, perturb, tree
+from jaxpoison import check, perturb
 from jaxpoison.attacks.bilevel import info
 from jaxpoison.attacks.crafting import (
     WITCHES_BREW,
@@ -27,7 +27,7 @@ from jaxpoison.attacks.crafting import (
     check_aux,
     craft,
 )
-from jaxpoison.hypergrad import Aimed, feature_objective
+from jaxpoison.hypergrad import Aimed, feature_distances, feature_objective
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Victim, as_float
 
@@ -114,8 +114,11 @@ def feature_collision(
     space = per_sample(budget)
 
     def objective(theta, phi, scenario):
-        distance, gradient = _distances(features, phi, _clean(scenario) + theta, batch_size)
-        return distance + beta / 2 * jnp.sum(theta**2, axis=(1, 2, 3)), gradient
+        image = _clean(scenario) + theta
+        found = feature_distances(
+            lambda x: features(phi.variables, x), image, phi.aim, batch_size=batch_size
+        )
+        return found.value + beta / 2 * jnp.sum(theta**2, axis=(1, 2, 3)), found.gradient
 
     def init(key, scenario):
         del key
@@ -221,24 +224,6 @@ def _features(networks: tuple[Victim, ...], ensemble: int) -> Callable[..., Arra
         return jnp.concatenate([of_network(*pair, image) for pair in pairs], axis=1)
 
     return features
-
-
-def _distances(features: Callable[..., Array], phi: Aimed, image: Array, batch_size: int) -> Any:
-    """||phi(x_i) - aim_i||^2 [P] and its image gradient [P, H, W, C], batch after batch."""
-
-    def one(batch):
-        image, aim = batch
-
-        def distance(image):
-            return jnp.sum((features(phi.variables, image) - aim) ** 2, axis=1)
-
-        value, pull = jax.vjp(distance, image)
-        return value, pull(jnp.ones_like(value))[0]
-
-    batches, _ = tree.batches((image, phi.aim), batch_size)
-    value, gradient = lax.map(one, batches)
-    num = image.shape[0]
-    return value.reshape(-1)[:num], gradient.reshape(-1, *image.shape[1:])[:num]
 
 
 def _clean(scenario) -> Float[Array, "p h w c"]:
