@@ -62,6 +62,18 @@ def linear_scenario():
     return scenario()._replace(aux=linear().init(jax.random.key(4)))
 
 
+@functools.cache
+def head():
+    return jp.models.logistic_regression((1, 1, 4), CLASSES)
+
+
+@functools.cache
+def head_scenario():
+    """The network that is known is a head on the features of `plain`."""
+    extractor, own = plain().init(jax.random.key(5)), head().init(jax.random.key(6))
+    return scenario()._replace(aux=jp.victims.join_head(extractor, own))
+
+
 def availability(estimator, eps, space=None):
     """A generic availability attack: minimize minus the clean loss of the trained follower."""
     budget = jp.perturb.Budget("linf", eps)
@@ -216,6 +228,12 @@ ADDED = {
     ),
     "random_points": Added(
         lambda c: jp.attacks.random_points(num_classes=CLASSES, constraint=c), labels="random"
+    ),
+    "feature_targeted": Added(
+        lambda c: jp.attacks.feature_targeted(
+            plain(), head(), constraint=c, cancel_steps=1, match_steps=2, match_rate=0.1
+        ),
+        data=head_scenario,
     ),
 }
 NEAR = jp.perturb.Constraint("linf", 0.1)
