@@ -17,7 +17,7 @@ from jaxpoison.types import Batch, Dataset, InputError, Perturbation, Scenario, 
 __all__ = ["Constraint", "Points", "free_points"]
 
 KINDS = ("none", "box", "range", "coordinate", "nonnegative", "linf")
-LABELS = ("base", "random")
+LABELS = ("base", "random", "balanced")
 STARTS = ("base", "zeros", "uniform")
 ENDS = {"none": (-jnp.inf, jnp.inf), "box": (0, 1), "nonnegative": (0, jnp.inf)}
 MARGIN = 0.01  # of the way, that a start keeps from both ends under a sigmoid, which is flat there
@@ -94,20 +94,22 @@ def free_points(
 
     Args:
       constraint: where they may be; `project` keeps it.
-      labels: "base", those of the base rows; "random", uniform over all classes.
+      labels: "base", those of the base rows; "random", uniform over all classes; "balanced", a
+        random order of every class equally often: of few points uniform draws may leave a class
+        out or with one point, and the gradient of its scores is then not to be canceled.
       start: "base"; "zeros"; "uniform" in [0, 10], as a released code starts (then projected).
-      num_classes: L, for random labels.
+      num_classes: L, for labels that are drawn.
       sigmoid: points are low + (high - low) / (1 + exp(-value)) between the constraint's bounds, so
         that no step leaves them; a start keeps 1 % of the way from both ends. In the place of
         clipping after each step.
 
     Returns: Perturbation with theta a `Points`; `apply` takes rows 0 to N + P - 1, `release` gives
       all of them. Values stay as they are, also outside [0, 1] where the constraint lets them.
-    Errors: InputError for a bad argument; random labels need num_classes, a sigmoid two bounds.
+    Errors: InputError for a bad argument; other labels need num_classes, a sigmoid two bounds.
     """
     check.one_of(LABELS, labels=labels)
     check.one_of(STARTS, start=start)
-    if labels == "random":
+    if labels != "base":
         check.at_least(2, num_classes=num_classes)
     count = num_classes or 0
     if sigmoid and constraint.kind in ("none", "nonnegative"):
@@ -124,6 +126,8 @@ def free_points(
         value, label = _base(scenario), scenario.train.label[scenario.index]
         if labels == "random":
             label = jax.random.randint(label_key, label.shape, 0, count)
+        elif labels == "balanced":
+            label = jax.random.permutation(label_key, jnp.arange(len(label)) % count)
         if start == "zeros":
             value = jnp.zeros_like(value)
         elif start == "uniform":

@@ -97,6 +97,8 @@ def feature_targeted(
     labels: str = "base",
     num_classes: int | None = None,
     weight: float | None = None,
+    weight_decay: float = 0.0,
+    normalize: str = "clean",
     cancel_steps: int = 1000,
     cancel_rate: float = 0.1,
     match_steps: int = 1000,
@@ -124,9 +126,11 @@ def feature_targeted(
       inversion: "decoder" or "matching".
       constraint: of the images: none, "box" (clip), or "linf" around the base image.
       beta: closeness to the base image, in matching; both terms are sums over coordinates.
-      labels: "base", those of the base rows; "random". The same in both stages.
-      num_classes: L, for random labels.
-      weight: as in `hypergrad.canceling`.
+      labels: as in `perturb.free_points`, like num_classes; the same in both stages.
+      num_classes: as there.
+      weight: as in `hypergrad.canceling`, like weight_decay and normalize: the victim's.
+      weight_decay: as there.
+      normalize: as there.
       cancel_steps: of stage 2.
       cancel_rate: of its Adam, in units of the features.
       match_steps: of stage 3, in matching.

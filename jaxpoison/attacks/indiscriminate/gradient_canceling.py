@@ -22,7 +22,7 @@ from jaxpoison.types import Attack, Batch, InputError, Victim
 
 __all__ = ["CANCELINGS", "CancelingInfo", "gradient_canceling"]
 
-LABELS = ("base", "random", "free")
+LABELS = ("base", "random", "balanced", "free")
 OPTIMIZERS = ("adam", "gd", "momentum", "lbfgs")
 SCHEDULES = {
     "cosine": optax.cosine_decay_schedule,
@@ -132,8 +132,9 @@ def gradient_canceling(
     Args:
       victim: the network, or a `partial_victim` of it (its last layer).
       constraint: where the points may be.
-      labels: those of the base rows, "base"; "random"; or "free": chosen at the start, see
-        `hypergrad.opposing_labels`. Both others need num_classes.
+      labels: those of the base rows, "base"; "random" or "balanced", see `perturb.free_points`; or
+        "free": chosen at the start, see `hypergrad.opposing_labels`. All but the first need
+        num_classes.
       start: as in `perturb.free_points`, like num_classes and sigmoid.
       num_classes: as there.
       sigmoid: as there.
