@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxpoison as jp
+from jaxpoison.types import as_float
 
 CLASSES = 10
 
@@ -33,7 +34,8 @@ def game():
     """(400 digits and 40 poisons, who is poison, what a defender knows, test set)."""
     digits = jp.data.digits("train")
     clean, test = jp.data.first_per_class(digits, 40), jp.data.digits("test")
-    trained = learn(clean, jnp.ones(400, bool))
+    filled = jax.tree.map(lambda x: jnp.concatenate([x, x[:40]]), clean)
+    trained = learn(jp.Dataset(as_float(filled.image), filled.label), jnp.arange(440) < 400)
     attack = jp.attacks.gradient_canceling(
         head(),
         labels="random",

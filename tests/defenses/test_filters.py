@@ -41,19 +41,18 @@ def below(score, y, share):
 def test_largest_loss():
     dataset, aux, _, y, p = arrays()
     loss = -np.log(p[np.arange(NUM), y])
-    found = jp.defenses.largest_loss(head(), share=0.1, num_classes=CLASSES).screen(
-        KEY, dataset, aux
-    )
+    build = jp.defenses.largest_loss
+    found, _ = screened(build(head(), share=0.1, num_classes=CLASSES), dataset, aux)
     np.testing.assert_allclose(found.score, loss, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found.keep, below(loss, y, 0.1))
-    whole = jp.defenses.largest_loss(head(), share=0.1).screen(KEY, dataset, aux)
+    whole, _ = screened(build(head(), share=0.1), dataset, aux)
     np.testing.assert_array_equal(whole.keep, loss < np.quantile(loss, 0.9))
 
 
 def test_norm_of_trusted_rows():
     dataset, aux, x, _, _ = arrays()
     clean = aux._replace(trusted=jax.tree.map(lambda a: a[4:40], dataset))
-    found = jp.defenses.norm_filter(level=0.9).screen(KEY, dataset, clean)
+    found, _ = screened(jp.defenses.norm_filter(level=0.9), dataset, clean)
     size = np.linalg.norm(x, axis=1)
     np.testing.assert_allclose(found.score, size, rtol=1e-5)
     np.testing.assert_array_equal(found.keep, size <= np.quantile(size[4:40], 0.9))
@@ -158,7 +157,7 @@ def test_half_keeps_a_tie_and_plurality_counts_the_row_itself():
 def test_range_of_trusted_rows(axis):
     dataset, aux, x, _, _ = arrays()
     clean = aux._replace(trusted=jax.tree.map(lambda a: a[4:], dataset))
-    found = jp.defenses.range_filter(per_coordinate=axis == 0).screen(KEY, dataset, clean)
+    found, _ = screened(jp.defenses.range_filter(per_coordinate=axis == 0), dataset, clean)
     low, high = x[4:].min(axis=axis), x[4:].max(axis=axis)
     np.testing.assert_array_equal(found.keep, ((x >= low) & (x <= high)).all(axis=1))
     assert found.keep[4:].all() and not found.keep[:4].all()
@@ -172,7 +171,7 @@ def test_uint8_images_are_read_as_pixels():
     image[1] = 200
     dataset = jp.Dataset(jnp.asarray(image), jnp.zeros(3, jnp.int32))
     aux = jp.defenses.Known(trusted=jax.tree.map(lambda a: a[:1], dataset))
-    found = jp.defenses.range_filter().screen(KEY, dataset, aux)
+    found, _ = screened(jp.defenses.range_filter(), dataset, aux)
     np.testing.assert_array_equal(found.keep, [1, 0, 1])
     np.testing.assert_allclose(found.score, [0, 200 / 255, 0], rtol=1e-6)
 
