@@ -1,5 +1,6 @@
 """Gradient canceling as an attack: floors and thresholds of linear heads, update rules, digits."""
 
+import functools
 import inspect
 
 import jax
@@ -7,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import lambertw
+from sklearn.datasets import load_digits
 
 import jaxpoison as jp
-from jaxpoison.attacks import CANCELINGS, gradient_canceling
+from jaxpoison.attacks import CANCELINGS, Corruption, gradient_canceling, parameter_corruption
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 
 
 def linear(num, features, classes, dtype, *, bias=False, seed=0, scale=0.5):
-    """A random problem of a linear head, its target as `scenario.aux`, two points a base row."""
+    """A random problem of a linear head, its target as `scenario.aux`."""
     rng = np.random.default_rng(seed)
     shape = (1, 1, features)
     victim = jp.models.logistic_regression(shape, classes, bias=bias, dtype=dtype)
@@ -29,26 +31,55 @@ def linear(num, features, classes, dtype, *, bias=False, seed=0, scale=0.5):
     return victim, jp.Scenario(train, train, jnp.arange(num, dtype=jnp.int32), aux=target)
 
 
-def final(victim, scenario, steps=300, **options):
-    attack = gradient_canceling(victim, optimizer="lbfgs", steps=steps, **options)
-    state, info = jp.run(attack, KEY, scenario, num_steps=steps)
-    return state, info.residual[-1]
-
-
-@pytest.mark.parametrize(("share", "ends"), [(0.9, 1.0), (1.1, 0.0)])
-def test_residual_ends_at_the_floor_below_the_threshold_and_at_zero_above(x64, share, ends):
+def plain():
+    """Without a bias: (victim, scenario, options, <w, g>, omega, ||w||)."""
     victim, scenario = linear(30, 5, 2, jnp.float64, scale=1.0)
     scenario = scenario._replace(index=scenario.index[:3])
-    (gradient,) = jax.tree.leaves(jp.victims.mean_gradient(victim, scenario.aux, scenario.train))
-    (target,) = jax.tree.leaves(scenario.aux.params)
-    omega = lambertw(1 / np.e).real
-    product = float(jnp.sum(gradient * target))
+    return victim, scenario, {}, *aligned(victim, scenario), lambertw(1 / np.e).real
+
+
+def frozen_bias():
+    """A bias that is not canceled; the best label is on the other side of it."""
+    victim, scenario = linear(30, 5, 2, jnp.float64, bias=True, scale=1.0)
+    layer = scenario.aux.params["Dense_0"] | {"bias": jnp.asarray([0.0, 0.7])}
+    rows = jnp.flatnonzero(scenario.train.label == 0)[:3].astype(jnp.int32)
+    scenario = scenario._replace(aux=jp.Variables({"Dense_0": layer}, {}), index=rows)
+    omega = lambertw(np.exp(0.7 - 1)).real
+    return victim, scenario, {"params": "weights"}, *aligned(victim, scenario), omega
+
+
+def joint_bias():
+    """A bias that is canceled too, at 0 and with a balanced clean set: one point of each label."""
+    victim, scenario = linear(15, 5, 2, jnp.float64, bias=True, scale=1.0)
+    image, label = scenario.train.image, scenario.train.label
+    train = jp.Dataset(jnp.concatenate([image, -image]), jnp.concatenate([label, 1 - label]))
+    layer = scenario.aux.params["Dense_0"] | {"bias": jnp.zeros(2)}
+    index = jnp.array([0, 15], jnp.int32)
+    scenario = jp.Scenario(train, train, index, jp.Variables({"Dense_0": layer}, {}))
+    return victim, scenario, {}, *aligned(victim, scenario), lambertw(1 / np.e).real
+
+
+def aligned(victim, scenario):
+    """<W, G> and ||W - mean over classes||: of two classes sqrt(1/2) of the binary ||w||."""
+    gradient = jp.victims.mean_gradient(victim, scenario.aux, scenario.train)
+    weight = scenario.aux.params["Dense_0"]["kernel"]
+    product = float(jnp.sum(weight * gradient["Dense_0"]["kernel"]))
+    return product, float(jnp.linalg.norm(weight - weight.mean(axis=1, keepdims=True)))
+
+
+@pytest.mark.parametrize("case", [plain, frozen_bias, joint_bias])
+def test_residual_ends_at_the_floor_below_the_threshold_and_at_zero_above(x64, case):
+    victim, scenario, options, product, norm, omega = case()
     tau = product / omega
     assert tau > 0.1
-    centered = target - target.mean(axis=1, keepdims=True)
-    floor = (product - 0.9 * tau * omega) / jnp.linalg.norm(centered)
-    residual = final(victim, scenario, weight=share * tau)[1]
-    np.testing.assert_allclose(residual, ends * floor, rtol=1e-6, atol=1e-8)
+
+    @jax.jit
+    def final(weight):
+        attack = gradient_canceling(victim, optimizer="lbfgs", steps=150, weight=weight, **options)
+        return jp.run(attack, KEY, scenario, num_steps=150)[1].residual[-1]
+
+    np.testing.assert_allclose(final(0.9 * tau), 0.1 * product / norm, rtol=1e-6)
+    assert final(1.05 * tau) < 1e-8
 
 
 @pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])
@@ -123,3 +154,92 @@ def test_a_setting_that_cannot_be_used(options, message):
     with pytest.raises(jp.InputError) as error:
         inspect.unwrap(gradient_canceling)(victim, **options)
     assert message in str(error.value)
+
+
+DECAY = 1e-3
+
+
+@functools.cache
+def digits():
+    """A bias-free head on 1,297 digits: (victim, its clean arrays, train, test), float32.
+
+    Measured here, and in the reference run of the same split: clean 98.0 %, ||W|| 15.63; corrupted
+    by 3, 8.6 %.
+    """
+    grey, label = load_digits(return_X_y=True)
+    rows = np.random.default_rng(0).permutation(len(label))
+    image = jnp.asarray(grey[rows].reshape(-1, 8, 8, 1) / 16, jnp.float32)
+    label = jnp.asarray(label[rows], jnp.int32)
+    train, test = jp.Dataset(image[:1297], label[:1297]), jp.Dataset(image[1297:], label[1297:])
+    victim = jp.models.logistic_regression((8, 8, 1), 10, bias=False)
+    clean = follower(victim, train)
+    return victim, clean, train, test
+
+
+def follower(victim, train, row_weights=None):
+    """Trained to the minimum from zeros; gradient norms below 1e-5 are out of reach in float32."""
+    settings = jp.victims.ToConvergence(DECAY, tolerance=2e-5, max_steps=1500)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(victim.init, KEY))
+    found, solved = jp.victims.converge(
+        victim, zeros, train, settings, num_clean=1297, row_weights=row_weights
+    )
+    assert solved.grad_norm < 1e-4
+    return found
+
+
+def target(radius, scale=1.0):
+    victim, clean, train, _ = digits()
+    order = jnp.asarray(np.random.default_rng(1).permutation(1297))
+    corruption = Corruption(radius=radius, scale=scale)
+    return parameter_corruption(KEY, victim, clean, train, corruption, order=order)
+
+
+def distance(a, b):
+    return jp.tree.norm(jax.tree.map(jnp.subtract, a.params, b.params))
+
+
+def test_targets_on_digits_are_as_bad_as_the_reference_run_says():
+    victim, clean, _, test = digits()
+    assert jp.victims.accuracy(victim, clean, test) == pytest.approx(0.980, abs=0.0021)
+    assert jp.tree.norm(clean.params) == pytest.approx(15.63, abs=0.01)
+    for radius, wanted in ((1.0, 0.820), (2.0, 0.304), (3.0, 0.086)):
+        found = jp.victims.accuracy(victim, target(radius), test)
+        assert found == pytest.approx(wanted, abs=0.0041)
+
+
+def poisoned(share, steps, *, scale, **options):
+    """(accuracy of the victim, its distance from the target, last info, points)."""
+    victim, _, train, test = digits()
+    index = jnp.arange(round(share * 1297), dtype=jnp.int32)
+    wanted = target(3.0, scale)
+    scenario = jp.Scenario(train, train, index, aux=wanted)
+    attack = gradient_canceling(victim, num_classes=10, weight_decay=DECAY, steps=steps, **options)
+    state, info = jp.run(attack, jax.random.key(1), scenario, num_steps=steps)
+    whole = attack.poison(state, scenario)
+    found = follower(victim, whole)
+    accuracy = jp.victims.accuracy(victim, found, test)
+    return accuracy, distance(found, wanted), jp.tree.take(info, -1), whole.image[1297:]
+
+
+def test_a_few_points_of_any_size_choose_the_classifier():
+    """Measured 8.6 %, distance 0.002, |x| up to 56; the reference run 8.6, below 0.001, 54."""
+    accuracy, gap, info, _ = poisoned(0.03, 200, scale=0.1, optimizer="lbfgs", labels="free")
+    assert accuracy < 0.12 and gap < 1e-2 and info.residual < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("share", "least", "most"),
+    [
+        pytest.param(0.03, 0.0, 0.06, marks=pytest.mark.slow),
+        (0.1, 0.06, 1.0),
+        pytest.param(0.3, 0.15, 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_points_that_are_images_need_more(share, least, most):
+    """Measured drops 3.0, 8.2, 22.6 points; the reference run 2.4, 9.8, 23.2."""
+    accuracy, _, _, image = poisoned(
+        share, 600, scale=0.05, learning_rate=0.05, labels="random",
+        constraint=jp.perturb.Constraint("box"),
+    )  # fmt: skip
+    assert least <= 0.98 - accuracy <= most
+    assert image.min() >= 0 and image.max() <= 1
