@@ -11,9 +11,10 @@ from jaxpoison import hosts
 from jaxpoison.data import poisoned
 from jaxpoison.report.added_arms import AddedArm
 from jaxpoison.report.added_checks import known
+from jaxpoison.report.added_reach import reachable
 from jaxpoison.report.added_sides import Side
 from jaxpoison.report.study import Study
-from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables
+from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables, Victim
 from jaxpoison.victims import assess, split_head
 
 __all__ = ["Crafted", "craft", "label_of"]
@@ -29,11 +30,13 @@ class Crafted(NamedTuple):
       poison: the stored points, verified.
       target: the network that they shall make a place of rest, of an attack that aims at one.
       facts: what the record says of them, see `report.record`.
+      reach: by follower, whether the target can be reached at this share; see there.
     """
 
     poison: poisoned.Poisoned
     target: Variables | None
     facts: dict[str, Any]
+    reach: dict[str, Any]
 
 
 def label_of(player: str, name: str, share: float, s: int) -> str:
@@ -103,6 +106,7 @@ def craft(
         study.work.note(f"write {label}", time.perf_counter() - began)
     stored = study.poisons.check(label, path, clean)
     target = None if one.attack.target is None else one.attack.target(state)
+    reach: dict[str, Any] = {}
     facts = {
         "arm": name,
         "player": one.player,
@@ -114,9 +118,14 @@ def craft(
         "values": _values(stored.manifest.measured),
         **_progress(info, target is not None),
     }
-    if target is not None and (accuracy := _target_accuracy(side, one, target)) is not None:
-        facts["target_accuracy"] = accuracy
-    return Crafted(stored, target, facts)
+    if target is not None:
+        victim, own, space = _head_of(side, one, target)
+        if victim is not None:
+            facts["target_accuracy"] = assess(victim, own, side.test[space]).accuracy.mean
+            seen = scenario._replace(train=side.train[space])
+            for follower, how in side.player.followers.items():
+                reach[follower] = reachable(one, victim, own, seen, how, space=space)
+    return Crafted(stored, target, facts, reach)
 
 
 @jax.jit(static_argnums=0)
@@ -130,14 +139,15 @@ def _added(attack, state, scenario):
     return Dataset(whole.image[num:], whole.label[num:]), change
 
 
-def _target_accuracy(side: Side, one: AddedArm, target: Variables) -> float | None:
-    """Behind an extractor the target is a head, of whatever space the points are."""
-    victim, test = one.victim, side.test[one.space]
-    if side.player.extractor is not None:
-        joined = isinstance(target.stats, dict) and "extractor" in target.stats
-        target = split_head(target)[1] if joined else target
-        victim, test = side.player.victim, side.test["features"]
-    return None if victim is None else assess(victim, target, test).accuracy.mean
+def _head_of(side: Side, one: AddedArm, target: Variables) -> tuple[Victim | None, Variables, str]:
+    """(network, its arrays, space that it sees) of a target.
+
+    Behind an extractor the target is a head, of whatever space the points are.
+    """
+    if side.player.extractor is None:
+        return one.victim, target, one.space
+    joined = isinstance(target.stats, dict) and "extractor" in target.stats
+    return side.player.victim, split_head(target)[1] if joined else target, "features"
 
 
 def _values(measured: dict[str, Any]) -> dict[str, float] | None:

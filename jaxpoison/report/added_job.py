@@ -160,6 +160,7 @@ def _judge(
         if crafted.target is not None:
             apart = distance(state, crafted.target)
             facts["distance"] = None if apart is None else interval(apart)._asdict()
+            facts["reach"] = crafted.reach.get(follower)
         if follower == side.player.reference and side.player.filters:
             own = label_of(one.player, crafted.facts["arm"], point.value, s)
             facts["filters"] = screened(side, own, train, state, num_added, key)

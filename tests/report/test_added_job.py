@@ -78,6 +78,9 @@ def test_a_reachable_target_is_what_a_convergent_follower_ends_at(finished):
     assert free["residual"]["steps"][-1] == 200
     assert free["distance"]["mean"] < ball["distance"]["mean"]
     assert free["drop"]["mean"] > ball["drop"]["mean"] + 0.2
+    tau = free["reach"]["tau"]
+    assert free["reach"]["reachable"] is (tau < 0.5) and ball["reach"]["reachable"] is not True
+    assert len(ball["reach"]["conditions"]) > len(free["reach"]["conditions"])
 
 
 def test_a_finished_run_is_shown_and_other_settings_are_refused(finished, capsys):
@@ -95,7 +98,7 @@ def test_the_page_and_the_tables_show_points_residuals_and_drops(finished):
     folder, record = finished
     page = (folder / "report.html").read_text()
     assert "Residuals and reachability" in page and "linf 0.1" in page
-    for picture in ("grid.png", "curves.png", "sweep.png", "residual.png"):
+    for picture in ("grid.png", "curves.png", "sweep.png", "residual.png", "reach.png"):
         assert (folder / picture).stat().st_size > 1000
     rows = added_tables.markdown(record)
     assert len(rows) == 6 and all(row.count("|") == added_tables.HEAD.count("|") for row in rows)
