@@ -40,7 +40,10 @@ from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_sur
 from jaxpoison.attacks.targeted.watermark import watermark
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
-from jaxpoison.attacks.unlearnable.error_minimizing import error_minimizing
+from jaxpoison.attacks.unlearnable.error_minimizing import (
+    error_minimizing,
+    frozen_error_minimizing,
+)
 from jaxpoison.attacks.unlearnable.gue import gue, gue_adv
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
@@ -67,6 +70,7 @@ __all__ = [
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",
+    "frozen_error_minimizing",
     "feature_collision",
     "feature_targeted",
     "gradient_canceling",

@@ -7,11 +7,14 @@ Differs from the released code: the full signed noise is applied (there the nega
 noise and image box are projected jointly, so model steps see clipped images as the victim will; the
 fixed order of sample-wise surrogate batches goes on over the end of the set (there a short batch);
 class-wise surrogate batches are drawn with replacement (there shuffled epochs).
+
+Against a frozen extractor (`frozen_error_minimizing`) the network is a head on its features and
+phi are the head's parameters alone.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +27,17 @@ from jaxpoison.hypergrad import poisoned_training, rowwise_loss
 from jaxpoison.perturb import Budget, class_wise, per_sample, project_ball
 from jaxpoison.types import (
     Attack,
+    InputError,
     Learner,
     Perturbation,
     TrainState,
+    Variables,
     Victim,
     as_float,
 )
-from jaxpoison.victims import learner
+from jaxpoison.victims import learner, on_features
 
-__all__ = ["error_minimizing"]
+__all__ = ["error_minimizing", "frozen_error_minimizing"]
 
 
 class State(NamedTuple):
@@ -74,6 +79,7 @@ def error_minimizing(
     portion: float = 0.2,
     tx: optax.GradientTransformation | None = None,
     batch_size: int = 512,
+    frozen: bool = False,
 ) -> Attack:
     """Rounds of a few surrogate updates and a full sweep over the noise, until it is fitted.
 
@@ -95,9 +101,11 @@ def error_minimizing(
       portion: share of the rows, drawn each round, that a class-wise sweep and stop test visit.
       tx: the surrogate's optimizer; None is SGD 0.1, momentum 0.9, weight decay 5e-4, clip 5.
       batch_size: of surrogate updates and sweeps.
+      frozen: whether `victim` is one of `victims.on_features` or `partial_victim`, whose constants
+        are those of `scenario.aux` (its Variables); its parameters are drawn as ever.
 
     Returns: an Attack; step = one round, info = RoundInfo.
-    Raises: InputError for a bad value, named.
+    Raises: InputError for a bad value, named; on tracing, with `frozen` for aux of another network.
     Source: Huang et al. 2021, section 3 and released code (CIFAR-10 settings).
     """
     check.at_least(1, train_steps=train_steps, sweep_steps=sweep_steps, batch_size=batch_size)
@@ -115,7 +123,48 @@ def error_minimizing(
         kind = _sample_wise(model, budget, step_size, sweep_steps, batch_size)
     else:
         kind = _class_wise(model, budget, step_size, num_classes, portion, batch_size)
-    return _rounds(model, kind, train_steps, stop_error, batch_size)
+    return _rounds(model, kind, train_steps, stop_error, batch_size, frozen)
+
+
+def frozen_error_minimizing(
+    extractor: Victim,
+    head: Victim,
+    *,
+    num_classes: int,
+    eps: float | Float[Array, ""] = 8 / 255,
+    noise: Literal["sample", "class"] = "sample",
+    **options: Any,
+) -> Attack:
+    """EMN-IS: input-space unlearnable noise for a head on a frozen extractor.
+
+    min_w  mean_i  min_{|delta_i| <= eps}  CE(h_w(f(x_i + delta_i)), y_i),  f in eval mode; rounds
+    as in `error_minimizing`: 10 steps of the head, then 20 sign steps of eps / 10 on every image
+    (class-wise one per batch), until 1 % (class-wise 10 %) of the noisy rows are misread.
+
+    It changes the rows in `scenario.index` (all of them, as published) instead of adding any: judge
+    it by a head on `victims.extract(extractor, poisoned)`. `scenario.aux` is
+    `victims.join_head(extractor's Variables, head's)`; the head's parameters there are not read.
+    Little damage is to be expected: features that cannot change keep telling the classes apart.
+
+    Args:
+      extractor: the frozen network, in input space.
+      head: a network on its features [B, 1, 1, D].
+      num_classes: L.
+      eps: L-infinity radius, pixel units.
+      noise: one delta per image ("sample") or per class ("class").
+      **options: of `error_minimizing`, but `frozen`.
+
+    Returns: an Attack as `error_minimizing`.
+    Raises: InputError as `error_minimizing`.
+    Source: Lu et al. 2024 (feature extractors), the unlearnable-example baseline; settings of Huang
+      et al. 2021, released code.
+    """
+    check.one_of(("sample", "class"), noise=noise)
+    settings: dict[str, Any] = {"stop_error": 0.01 if noise == "sample" else 0.1} | options
+    network = on_features(extractor, head)
+    return error_minimizing(
+        network, eps=eps, num_classes=num_classes, noise=noise, frozen=True, **settings
+    )
 
 
 class _Noise(NamedTuple):
@@ -137,7 +186,12 @@ class _Noise(NamedTuple):
 
 
 def _rounds(
-    model: Learner, kind: _Noise, train_steps: int, stop_error: float, batch_size: int
+    model: Learner,
+    kind: _Noise,
+    train_steps: int,
+    stop_error: float,
+    batch_size: int,
+    frozen: bool,
 ) -> Attack:
     """Train the surrogate, sweep the noise, test whether to stop."""
 
@@ -145,7 +199,10 @@ def _rounds(
         check.some_rows(scenario)
         theta_key, phi_key = jax.random.split(key)
         theta = kind.space.init(theta_key, scenario)
-        return State(theta, model.init(phi_key), jnp.int32(0), jnp.array(False))
+        phi = model.init(phi_key)
+        if frozen:
+            phi = TrainState(phi.params, _constants(phi.stats, scenario.aux), phi.opt_state)
+        return State(theta, phi, jnp.int32(0), jnp.array(False))
 
     def one_round(train_key, sweep_key, state, scenario, rows):
         def update(k, learned):
@@ -177,6 +234,15 @@ def _rounds(
         return perturb.poison(kind.space, state.theta, scenario)
 
     return Attack(init, step, poison)
+
+
+def _constants(like: Any, aux: Any) -> Any:
+    """The `stats` of the Variables in aux, which are those of the network; a copy."""
+    if not isinstance(aux, Variables) or jax.tree.structure(aux.stats) != jax.tree.structure(like):
+        raise InputError(
+            "scenario.aux is not of this network: give join_head(extractor's Variables, head's)"
+        )
+    return jax.tree.map(jnp.array, aux.stats)  # the loops donate their state
 
 
 def _sample_wise(model, budget, step_size, sweep_steps, batch_size) -> _Noise:
