@@ -1,6 +1,6 @@
 """Victims in training: how they learn, by which recipe, and how they are judged."""
 
-from jaxpoison.victims import recipes
+from jaxpoison.victims import extractor_recipes, recipes
 from jaxpoison.victims.adversarial import (
     adversarial_learner,
     assess_robust,
@@ -47,7 +47,14 @@ from jaxpoison.victims.evaluate import (
     logits,
     targeted,
 )
-from jaxpoison.victims.extract import Extractor, extract, join_head, on_features, split_head
+from jaxpoison.victims.extract import (
+    Extractor,
+    extract,
+    extractor,
+    join_head,
+    on_features,
+    split_head,
+)
 from jaxpoison.victims.gradients import mean_gradient
 from jaxpoison.victims.head import (
     head_mask,
@@ -115,6 +122,8 @@ __all__ = [
     "decode",
     "decoder_training",
     "extract",
+    "extractor",
+    "extractor_recipes",
     "fine_tuning",
     "fit_classical",
     "head_mask",

@@ -1,5 +1,6 @@
 """Frozen extractors: their features as a data set [N, 1, 1, D], and a head on them as a network."""
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,10 @@ from jax import lax
 
 from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
+from jaxpoison.victims.store import Trained, load
+from jaxpoison.victims.transfer import transfer
 
-__all__ = ["Extractor", "extract", "join_head", "on_features", "split_head"]
+__all__ = ["Extractor", "extract", "extractor", "join_head", "on_features", "split_head"]
 
 
 class Extractor(NamedTuple):
@@ -22,6 +25,28 @@ class Extractor(NamedTuple):
 
     victim: Victim
     variables: Variables
+
+
+def extractor(
+    pretrained: Trained | str | os.PathLike[str],
+    *,
+    victim: Victim | None = None,
+    member: int | None = None,
+) -> Extractor:
+    """The extractor of a saved network; of arrays of your own it is `Extractor(victim, variables)`.
+
+    `models.from_pytorch` makes such arrays of a PyTorch state dict.
+
+    Args:
+      pretrained: what `pretrain` or `load` returned, or a folder of `save`.
+      victim: the network, of a folder that holds one of your own; see `load`.
+      member: which one of a folder of several; None where there is one.
+
+    Errors: InputError as `load`, and for a member that is not there.
+    """
+    if not isinstance(pretrained, Trained):
+        pretrained = load(pretrained, victim=victim)
+    return Extractor(pretrained.victim, transfer("linear", pretrained, member=member).start)
 
 
 def extract(extractor: Extractor, dataset: Dataset, *, batch_size: int = 500) -> Dataset:

@@ -48,8 +48,8 @@ def pretrain(
       network: its name in `models.create`, or a Victim.
       recipe: how it is trained.
       num_classes: L of these data.
-      contrastive: SimCLR or MoCoV3; None is supervised. `victims.contrastive_recipes` has both it
-        and its recipe.
+      contrastive: SimCLR or MoCoV3; None is supervised. `victims.extractor_recipes` has
+        it with its recipe and network.
       options: keyword arguments of `models.create`.
       num: R networks with a leading axis, each for a victim of its own; None for one without.
       chunk: as in `over_restarts`.
