@@ -16,11 +16,12 @@ from typing import Any
 
 from jaxpoison.report import added_tables, sweeps, tables, targeted_markdown, targeted_tables
 
-__all__ = ["PAGES", "RESULTS", "filled", "main", "own_tables", "read_records"]
+__all__ = ["APART", "PAGES", "RESULTS", "filled", "main", "own_tables", "read_records"]
 
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
 PAGES = (FOLDER.parent / "README.md", FOLDER / "README.md")
+APART = ("gaussian_phase_transition",)
 MEASURED = (
     "| experiment | attack, budget | clean | random noise | poisoned | time | device |\n"
     "|---|---|---|---|---|---|---|\n"
@@ -50,7 +51,7 @@ def read_records(folder: pathlib.Path = RESULTS) -> dict[str, dict[str, Any]]:
         small = "." in path.stem
         return small, 0 if small else claims.index(path.stem), path.stem
 
-    paths = sorted(folder.glob("*.json"), key=place)
+    paths = sorted((p for p in folder.glob("*.json") if p.stem not in APART), key=place)
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 

@@ -16,6 +16,7 @@ from jaxpoison.hypergrad import reachability as theory
 from jaxpoison.types import InputError, Variables
 from jaxpoison.victims import ToConvergence, converge, mean_gradient
 
+pytestmark = pytest.mark.usefixtures("quick_module")
 OMEGA = {
     2: 0.2784645427610738,
     3: 0.4630555133655489,
