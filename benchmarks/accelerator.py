@@ -69,6 +69,7 @@ PARTS: dict[str, Part] = {
         parts.canceling, 8, "canceling steps against PyTorch: points, features, small networks"
     ),
     "solving": Part(parts.solving, 6, "Hessian products and conjugate gradients against PyTorch"),
+    "inversion": Part(parts.inversion, 5, "feature matching against PyTorch: CNN, ResNet-18"),
     "gue_cifar10": Part(jobs.gue_cifar10, 30, "time to effect; goal 15 min of crafting"),
     "deepconfuse_cifar10": Part(
         jobs.deepconfuse_cifar10, 90, "time to effect; goal 60 min of crafting"
@@ -95,6 +96,15 @@ PARTS: dict[str, Part] = {
     ),
     "cifar10_transfer": Part(
         parts.experiment("cifar10_transfer"), 360, "paper scale, every network", SSIM
+    ),
+    "mnist_gradient_canceling": Part(
+        parts.experiment("mnist_gradient_canceling"), 60, "all of MNIST, three networks", SSIM
+    ),
+    "cifar10_feature_targeted": Part(
+        parts.experiment("cifar10_feature_targeted"), 120, "ResNet-18, the same data", SSIM
+    ),
+    "transfer_feature_targeted": Part(
+        parts.experiment("transfer_feature_targeted"), 120, "ResNet-18, other classes", SSIM
     ),
 }
 """Every part by name. A new one is a function in `benchmarks.parts` and a row here."""

@@ -20,6 +20,8 @@ from jaxpoison import check
 
 __all__ = ["PARTS", "main", "measure"]
 
+STEPS_OF_AN_IMAGE = 1000  # of feature matching, as the attack has it by default
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
@@ -104,6 +106,35 @@ def canceling_row(work: crafting.Canceling, precision: Any, repeats: int) -> dic
     return described(problem, "canceling step", precision, steps, found)
 
 
+def inversion(precision: Any, repeats: int, smoke: bool) -> list[dict[str, Any]]:
+    """Steps of feature matching, the third stage of the feature-targeted attack."""
+    accelerator = jax.default_backend() != "cpu"
+    found = crafting.inversion(smoke=smoke, accelerator=accelerator)
+    return [inversion_row(work, precision, repeats) for work in found]
+
+
+def inversion_row(work: crafting.Inversion, precision: Any, repeats: int) -> dict[str, Any]:
+    """One problem: ours and the baselines of that precision; images inverted a second."""
+    problem, steps = work
+    attack, scenario = crafting.matching(work, precision.dtype)
+    key = jax.random.key(0)
+    state, _ = jax.jit(attack.step)(key, jax.jit(attack.init)(key, scenario), scenario)
+    wanted = jax.device_get(state.feature.theta.value).reshape(problem.batch, -1)
+    ours = running(attack, scenario, steps, precision, state)
+
+    def baseline(how):
+        from benchmarks.torch_baselines import indiscriminate
+        from benchmarks.torch_baselines.steps import Baseline, wait
+
+        found = indiscriminate.feature_matching(problem, scenario, wanted, Baseline(**how))
+        return functools.partial(bench_step.waited, several(found.step, steps), wait)
+
+    found = bench_step.compare(ours, baseline, precision, repeats)
+    row = described(problem, "matching step", precision, steps, found)
+    rates = {n: problem.batch * rate / STEPS_OF_AN_IMAGE for n, rate in row["per_s"].items()}
+    return row | {"images_per_s": {n: float(f"{rate:.6g}") for n, rate in rates.items()}}
+
+
 def described(problem: Any, work: str, precision: Any, steps: int, found: Any) -> dict[str, Any]:
     """A row: what was measured, and how many of it a second."""
     rates = {n: 1e3 * steps / t["wall_ms"]["median"] for n, t in found["times"].items()}
@@ -119,10 +150,12 @@ def described(problem: Any, work: str, precision: Any, steps: int, found: Any) -
     }
 
 
-def running(attack: Any, scenario: Any, steps: int, precision: Any) -> dict[str, Any]:
+def running(
+    attack: Any, scenario: Any, steps: int, precision: Any, state: Any = None
+) -> dict[str, Any]:
     """Steps of an attack in one program, from where the last ones ended; cost is that of a step."""
     key = jax.random.key(0)
-    state = jax.jit(attack.init)(key, scenario)
+    state = jax.jit(attack.init)(key, scenario) if state is None else state
 
     def body(key, state, scenario):
         def step(state, t):
@@ -155,7 +188,7 @@ def several(step: Any, count: int) -> Any:
     return taken
 
 
-PARTS = {"canceling": canceling, "solving": solving, "sweep": sweep}
+PARTS = {"canceling": canceling, "solving": solving, "inversion": inversion, "sweep": sweep}
 """What is measured: (precision, repeats, smoke) -> rows."""
 
 

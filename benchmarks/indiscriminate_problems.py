@@ -12,23 +12,28 @@ import numpy as np
 import optax
 
 from benchmarks import problems
-from jaxpoison import attacks, hypergrad, models, tree
+from jaxpoison import attacks, hypergrad, models, tree, victims
 from jaxpoison.types import Attack, Dataset, Scenario, Variables
 
 __all__ = [
+    "BETA",
     "RATE",
     "Canceling",
+    "Inversion",
     "Solving",
     "attack",
     "canceling",
     "head",
+    "inversion",
+    "matching",
     "scenario",
     "solve",
     "solving",
     "sweep",
 ]
 
-RATE = 1e-3
+RATE, BETA = 1e-3, 0.25
+MOVED = 0.1  # by which wanted features differ from those of the base image, in each coordinate
 POINTS, WIDTHS = (300, 1500, 6000), (128, 512, 2048)
 MANY_POINTS, MANY_WIDTHS = (100, 300, 1500, 6000, 24000), (32, 128, 512, 2048, 8192)
 FAR = 10**6  # steps of a schedule whose rate hardly falls
@@ -60,6 +65,18 @@ class Solving(NamedTuple):
     method: str
     iterations: int
     damping: float
+
+
+class Inversion(NamedTuple):
+    """Feature matching of all points at once.
+
+    Attributes:
+      problem: network whose features are matched, number of points P.
+      steps: in one program.
+    """
+
+    problem: problems.Problem
+    steps: int
 
 
 def canceling(*, smoke: bool) -> list[Canceling]:
@@ -121,6 +138,31 @@ def solve(work: Solving, dtype: Any = jnp.float32) -> Any:
         return tree.norm(v)
 
     return run
+
+
+def inversion(*, smoke: bool, accelerator: bool) -> list[Inversion]:
+    """Feature matching through the small CNN, on an accelerator through ResNet-18 too."""
+    if smoke:
+        return [Inversion(problems.small_cnn("avg", (4, 4, 1), 4, (2,)), 2)]
+    found = [Inversion(problems.small_cnn("avg", (28, 28, 1), 128, (32, 64, 128)), 2)]
+    if accelerator:
+        found.append(Inversion(problems.resnet18((32, 32, 3), 500), 10))
+    return found
+
+
+def matching(work: Inversion, dtype: Any = jnp.float32) -> tuple[Attack, Scenario]:
+    """The feature-targeted attack and its scenario; after one step it inverts features."""
+    problem = work.problem
+    extractor, given = problem.victim(dtype), scenario(problem)
+    image = jax.ShapeDtypeStruct((1, *problem.image_shape), jnp.float32)
+    width = jax.eval_shape(extractor.features, given.aux, image).shape[1]
+    head = models.logistic_regression((1, 1, width), problems.NUM_CLASSES)
+    attack = attacks.feature_targeted(
+        extractor, head, corruption=None, beta=BETA, cancel_steps=1, cancel_rate=MOVED,
+        match_steps=FAR, match_rate=RATE, batch_size=problem.batch,
+    )  # fmt: skip
+    own = jax.jit(head.init)(jax.random.key(2))
+    return attack, given._replace(aux=victims.join_head(given.aux, own))
 
 
 def sweep(*, smoke: bool) -> list[Canceling]:

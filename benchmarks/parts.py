@@ -41,6 +41,7 @@ __all__ = [
     "experiment",
     "generator_scaling",
     "generator_steps",
+    "inversion",
     "keep_programs",
     "mapping",
     "matching_many",
@@ -114,13 +115,12 @@ def experiment(name: str, **files: str) -> Callable[[Options], dict[str, Any]]:
 
     def run(options: Options) -> dict[str, Any]:
         if options.data_dir is None:
-            raise InputError(f"{name} needs --data-dir, with cifar10-train.npz and -test.npz")
+            found = "mnist" if name.startswith("mnist") else "cifar10"
+            raise InputError(f"{name} needs --data-dir, with {found}-train.npz and -test.npz")
         module = importlib.import_module(f"experiments.{name}")
-        settings: dict[str, Any] = {
-            "data_dir": options.data_dir,
-            "runs": options.runs,
-            "dtype": options.dtype,
-        }
+        settings: dict[str, Any] = {"data_dir": options.data_dir, "runs": options.runs}
+        if "dtype" in [field.name for field in dataclasses.fields(module.Config)]:
+            settings["dtype"] = options.dtype
         for setting, file in () if options.smoke else files.items():
             settings[setting] = options.data_dir / file
             if not settings[setting].exists():
@@ -224,6 +224,7 @@ matching_many = _of(functools.partial(bench_matching.measure, part="many"), True
 brew = _of(functools.partial(bench_matching.measure, part="brew"), True)
 canceling = _of(functools.partial(bench_indiscriminate.measure, part="canceling"), True)
 solving = _of(functools.partial(bench_indiscriminate.measure, part="solving"), True)
+inversion = _of(functools.partial(bench_indiscriminate.measure, part="inversion"), True)
 
 
 if __name__ == "__main__":

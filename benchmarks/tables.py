@@ -220,6 +220,8 @@ def _indiscriminate(record: dict[str, Any]) -> list[str]:
             continue
         cost, rates = row["cost"][OURS], row["per_s"]
         what = f"{row['problem']}, {row['points']}, {row['precision']} | {row['work']}"
+        if "images_per_s" in row:
+            what += f" ({row['images_per_s'][OURS]:.3g} images/s at 1000 steps)"
         tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
         if not row["ratio"]:
             rows.append(f"| {what} | - | - | - | {rates[OURS]:,.4g} | - | {tail}")
@@ -320,6 +322,7 @@ OF_PARTS = {
     "brew": _matching,
     "canceling": _indiscriminate,
     "solving": _indiscriminate,
+    "inversion": _indiscriminate,
     "gue_cifar10": _effect,
     "deepconfuse_cifar10": _effect,
     "deepconfuse_mnist": _effect,

@@ -43,6 +43,24 @@ def test_the_canceling_step_is_that_of_torch(problem, torch_side, quick_compile)
         np.testing.assert_allclose(value, state.theta.value, atol=1e-2 * settings.RATE)
 
 
+def test_a_matching_step_is_that_of_torch(torch_side, quick_compile):
+    indiscriminate, forms = torch_side
+    problem = problems.small_cnn("avg", (4, 4, 1), 4, (2,))
+    attack, scenario = settings.matching(settings.Inversion(problem, 1))
+    key, step = jax.random.key(0), jax.jit(attack.step)
+    state, _ = step(key, jax.jit(attack.init)(key, scenario), scenario)
+    wanted = np.asarray(state.feature.theta.value).reshape(4, -1)
+    baselines = [indiscriminate.feature_matching(problem, scenario, wanted, how) for how in forms]
+    for _ in range(3):
+        state, info = step(key, state, scenario)
+        for baseline in baselines:
+            assert float(baseline.step()) == pytest.approx(float(info.outer_loss), rel=1e-4)
+    assert np.abs(state.image - scenario.train.image).max() > 2 * settings.RATE
+    for baseline in baselines:
+        value = baseline.value().permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(value, state.image, atol=1e-2 * settings.RATE)
+
+
 @pytest.mark.parametrize("method", ["Hessian products", "cg", "normal_cg"])
 def test_a_solve_is_that_of_torch(method, torch_side, quick_compile):
     indiscriminate, forms = torch_side

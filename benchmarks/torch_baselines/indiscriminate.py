@@ -1,9 +1,12 @@
-"""Attacks by added points in PyTorch: gradient canceling, Hessian products, conjugate gradients.
+"""Attacks by added points in PyTorch: canceling, inversion of features, conjugate gradients.
 
 Canceling as published: the gradient of the points' loss with its graph (`create_graph`), and
 `backward()` through half its squared distance from cancellation, NCHW. Tuned: `autograd.grad` for
 the points alone in channels_last, on a GPU bfloat16 autocast; a linear head without autograd, by
 the closed form of its two gradients.
+
+Feature matching as published leaves gradients of the extractor's weights behind; tuned, those are
+frozen, in channels_last.
 
 A Hessian product as published is a double backward from the network on; tuned, the graph of the
 gradient stands and each product is one pass through it. Vectors are flat in both.
@@ -23,7 +26,7 @@ from benchmarks import problems
 from benchmarks.torch_baselines.networks import load, network
 from benchmarks.torch_baselines.steps import Baseline, precision
 
-__all__ = ["Crafting", "gradient_canceling", "solving"]
+__all__ = ["Crafting", "feature_matching", "gradient_canceling", "solving"]
 
 
 class Crafting(NamedTuple):
@@ -94,6 +97,47 @@ def gradient_canceling(problem: Any, scenario: Any, how: Baseline) -> Crafting:
         distance = slope()
         rule.step()
         return distance
+
+    return Crafting(step, lambda: point.detach())
+
+
+def feature_matching(problem: Any, scenario: Any, wanted: Any, how: Baseline) -> Crafting:
+    """Adam on ||f(x) - zeta||^2 + beta ||x - x_base||^2, every point by itself; then the box.
+
+    Args:
+      problem: its network's features are f.
+      scenario: of `indiscriminate_problems.matching`; points start at its images.
+      wanted: zeta [P, D].
+      how: the baseline.
+
+    Returns: as `gradient_canceling`; the loss is the mean over points.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    form = torch.channels_last if how.tuned else torch.contiguous_format
+    model = network(problem.network, problem.image_shape, problems.NUM_CLASSES, **problem.options)
+    model = load(model, scenario.aux.stats["extractor"]).to(device, memory_format=form).eval()
+    if how.tuned:
+        model.requires_grad_(False)
+    base = torch.tensor(np.array(scenario.train.image)).permute(0, 3, 1, 2)
+    base = base.contiguous(memory_format=form).to(device)
+    aim = torch.tensor(np.array(wanted), device=device)
+    point = base.clone().requires_grad_()
+    rule = torch.optim.Adam([point], lr=settings.RATE)
+
+    def step():
+        with precision(how, device):
+            apart = (model.features(point).float() - aim).square().sum()
+            total = apart + settings.BETA * (point - base).square().sum()
+        if how.tuned:
+            (point.grad,) = torch.autograd.grad(total, [point])
+        else:
+            rule.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
+            total.backward()
+        rule.step()
+        with torch.no_grad():
+            point.clamp_(0, 1)
+        return total.detach() / len(point)
 
     return Crafting(step, lambda: point.detach())
 
