@@ -43,8 +43,9 @@ class ToConvergence:
         against the clean mean; "all", the sum of all row weights, the mean over what is trained on.
       added_weight: a_i of each row behind the clean ones; one point of weight eps N stands for many
         equal ones. Clean rows have weight 1.
-      tolerance: on the L2 norm of the gradient of J, where it stops. In float32 a norm below about
-        1e-6 of the largest feature is out of reach.
+      tolerance: on the L2 norm of the gradient of J, where it stops. What float32 can reach grows
+        with the features: of 1,400 digits in [0, 1] 1e-8, with added points 50 times as large 4e-6,
+        after 800 steps.
       max_steps: of L-BFGS; separable data without weight decay have no minimum.
       start: "zeros", the same from every key, for linear heads; "draw", the network's own init.
       memory: pairs that L-BFGS keeps.
