@@ -89,10 +89,11 @@ class Export:
     """Write a poison folder's data, as the victim sees them, in another format, into a new folder.
 
     png: one PNG an image, by class, for torchvision's ImageFolder. npz: image, label, mask,
-    source_rows. tfds: a set for tfds.data_source, without TensorFlow. benchmark: the public
-    poisoning benchmark's poisons, base indices and target as plain arrays; its pickles are made of
-    them by the few lines in the README.md that every export holds, with the statement that the
-    data are poisoned.
+    source_rows; the only one for values that are no grey levels. tfds: a set for
+    tfds.data_source, without TensorFlow. benchmark: the public poisoning benchmark's poisons, base
+    indices and target as plain arrays; its pickles are made of them by the few lines in the
+    README.md that every export holds, with the statement that the data are poisoned. Added points
+    are exported alone, as they are stored.
     """
 
     path: Positional[pathlib.Path]

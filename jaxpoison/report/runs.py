@@ -156,10 +156,47 @@ def _check_arm(name: str, entry: Any) -> None:
     _need(square and all(_number(n) and n >= 0 for r in counts for n in r), f"{name}.confusion")
     _need(isinstance(entry.get("expect"), str), f"{name}.expect")
     _need(isinstance(entry.get("victim", ""), str), f"{name}.victim")
+    if "added" in entry:
+        _check_added(f"{name}.added", entry["added"])
     poison = entry.get("poison")
     _need(poison is None or isinstance(poison, dict), f"{name}.poison")
     for key in ("eps", "measured", "psnr", "ssim") if poison else ():
         _need(poison.get(key) is None or _number(poison[key]), f"{name}.poison.{key}")
+
+
+def _check_added(name: str, value: Any) -> None:
+    _need(isinstance(value, dict), name)
+    for key in ("arm", "player", "follower", "space"):
+        _need(isinstance(value.get(key), str), f"{name}.{key}")
+    for key in ("share", "num_added"):
+        _need(_number(value.get(key)), f"{name}.{key}")
+    _check_rate(f"{name}.drop", value.get("drop"))
+    limit, values, found = (value.get(k) for k in ("constraint", "values", "reach"))
+    sound = limit is None or (isinstance(limit, dict) and isinstance(limit.get("kind"), str))
+    _need(sound and (limit is None or _number(limit["eps"]) or limit["eps"] is None),
+          f"{name}.constraint")  # fmt: skip
+    ends = ("value_low", "value_high", "clean_low", "clean_high")
+    sound = isinstance(values, dict) and all(_number(values.get(k)) for k in ends)
+    _need(values is None or sound, f"{name}.values")
+    for key in ("residual", "feature_error"):
+        curve = value.get(key, {"first": 0, "last": 0, "steps": [], "curve": []})
+        sound = isinstance(curve, dict) and _number(curve.get("first"))
+        _need(sound and _number(curve.get("last")), f"{name}.{key}")
+    if found is not None:
+        sound = isinstance(found, dict) and found.get("reachable") in (True, False, None)
+        _need(sound and (found.get("tau") is None or _number(found["tau"])), f"{name}.reach")
+    if value.get("distance") is not None:
+        _check_rate(f"{name}.distance", value["distance"])
+    target = value.get("target_accuracy")
+    _need(target is None or _number(target), f"{name}.target_accuracy")
+    filters = value.get("filters", {})
+    _need(isinstance(filters, dict), f"{name}.filters")
+    for key, one in filters.items():
+        _need(isinstance(one, dict), f"{name}.filters.{key}")
+        rates = [one.get(k, "") for k in ("true_positive_rate", "false_positive_rate", "auc")]
+        _need(all(x is None or _number(x) for x in rates), f"{name}.filters.{key}")
+        if one.get("final_accuracy") is not None:
+            _check_rate(f"{name}.filters.{key}.final_accuracy", one["final_accuracy"])
 
 
 def _check_targeted(value: dict[str, Any]) -> None:

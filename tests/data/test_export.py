@@ -321,3 +321,29 @@ def test_bad_words_are_one_line_and_what_is_there_is_kept(poison, tmp_path, caps
     assert os.listdir(tmp_path / "home") == ["thesis.txt"]
     shutil.rmtree(tmp_path / "home")
     assert not pathlib.Path("x.npz").exists()
+
+
+@pytest.mark.parametrize("domain", ["unbounded", "features"])
+def test_added_points_of_any_size_are_exported_as_npz_alone(tmp_path, capsys, domain):
+    clean = Dataset(np.zeros((4, 1, 1, 3), np.float32), np.arange(4))
+    image = np.array([[-7, 0, 90], [1, 2, 3]], np.float32).reshape(2, 1, 1, 3)
+    folder.write(
+        tmp_path / "p", poisoned=Dataset(image, np.array([3, 0])), clean=clean, attack="toy",
+        settings={}, norm=None, eps=None, index=[0, 1], source_rows=[2, 0], rows="added",
+        labels_changed=True, source={"name": "toy"}, domain=domain,
+    )  # fmt: skip
+    assert main(["export", str(tmp_path / "p"), "--to", "npz", "--out", str(tmp_path / "out")]) == 0
+    file = arrays(tmp_path / "out" / "p-train.npz")
+    np.testing.assert_array_equal(file["image"], image)
+    np.testing.assert_array_equal(file["source_rows"], [2, 0])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "2 rows to be added to the 4 of the source (eps_d = 0.5)" in text
+    assert "from_npz" not in text and "numpy.load" in text
+    for to in ("png", "tfds", "benchmark"):
+        assert main(["export", str(tmp_path / "p"), "--to", to, "--out", str(tmp_path / to)]) == 2
+        assert f"holds {domain} values; {to} cannot hold them" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "p")]) == 0
+    shown = capsys.readouterr().out
+    assert "values -7 to 90, clean 0 to 0" in shown and "2 rows to be added" in shown
+    assert main(["verify", str(tmp_path / "p")]) == 0
+    assert "nothing failed" in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """The job of added points: what it stores, trains on and says, what it refuses, how it resumes."""
 
+import copy
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -13,7 +15,8 @@ from experiments import tables as committed
 from jaxpoison import loops
 from jaxpoison.data import poisoned, with_added
 from jaxpoison.perturb import Constraint
-from jaxpoison.report import AddedConfig, Player, added_arm, added_tables, command_line
+from jaxpoison.report import AddedConfig, Player, added_arm, added_tables, command_line, runs
+from jaxpoison.report import page as report_page
 from jaxpoison.report.work import Work
 from jaxpoison.types import InputError
 from jaxpoison.victims import Extractor, extract, on_features
@@ -26,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("quick_module")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    runs = tmp_path_factory.mktemp("runs")
-    return runs / "small" / "default", small_added.run(runs)
+    place = tmp_path_factory.mktemp("runs")
+    return place / "small" / "default", small_added.run(place)
 
 
 def test_every_follower_learns_from_every_arm_at_every_share(finished):
@@ -231,3 +234,28 @@ def test_help_and_command_line_know_only_settings_that_mean_something(monkeypatc
         found = capsys.readouterr()
         assert text in found.out + found.err
         assert "--probes" not in found.out and "--share " not in found.out
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        (("drop",), None, "added.drop"),
+        (("share",), "much", "added.share"),
+        (("constraint",), {"kind": 3}, "added.constraint"),
+        (("reach", "tau"), "none", "added.reach"),
+        (("residual", "last"), None, "added.residual"),
+        (("filters",), {"loss": {"auc": "high"}}, "added.filters"),
+    ],
+)
+def test_a_damaged_record_is_one_line_that_names_the_entry(finished, tmp_path, place, value, named):
+    record = copy.deepcopy(finished[1])
+    part = record["arms"]["sgd/free share=0.5"]["added"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"its entry arms.sgd/free share=0.5.{named}"):
+        runs.read_run(path)
+    path.write_text(json.dumps(finished[1]))
+    assert "Results" in report_page.html([runs.read_run(path)])
