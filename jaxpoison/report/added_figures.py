@@ -30,24 +30,23 @@ class Shown(NamedTuple):
 
 
 def points(path: pathlib.Path, shown: list[Shown]) -> None:
-    """A PNG of base images, and the added points that were made of them, cell by cell.
+    """A PNG of base images, and below them the added points that were made of them, cell by cell.
 
-    Values outside [0, 1] are clipped for the picture, and the row says where they lie. Rows whose
-    bases are those of the row above stand under the same ones. Of more than 16 cells the first ones
-    are drawn; without any there is no file.
+    Values outside [0, 1] are clipped for the picture, and the row says where they lie. Of more than
+    16 cells the first ones are drawn; without any there is no file.
 
     Args:
       path: file to write.
       shown: cells whose points are images.
     """
-    rows: list[tuple[str, np.ndarray]] = []
-    last = None
+    groups: dict[bytes, list[Shown]] = {}
     for one in shown[:MOST_ROWS]:
-        base = one.base[:COLUMNS] / 255
-        if last is None or not np.array_equal(base, last):
-            rows.append(("bases", base))
-            last = base
-        rows.append((_caption(one), np.clip(_pixels(one.image[:COLUMNS]), 0, 1)))
+        groups.setdefault(one.base[:COLUMNS].tobytes(), []).append(one)
+    rows: list[tuple[str, np.ndarray]] = []
+    for cells in groups.values():
+        rows.append(("bases", cells[0].base[:COLUMNS] / 255))
+        for one in cells:
+            rows.append((_caption(one), np.clip(_pixels(one.image[:COLUMNS]), 0, 1)))
     if not rows:
         return
     figure = blank((3.2 + COLUMNS * 0.85, 0.6 + len(rows) * 0.85))
@@ -118,6 +117,8 @@ def reach(path: pathlib.Path, record: dict[str, Any]) -> None:
             axis.axvline(tau, color=COLORS[2], linestyle=":", linewidth=1.6, label=label)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xticks(shares, [f"{share:.3g}" for share in shares])
+        axis.minorticks_off()
         axis.legend(fontsize=8, frameon=False)
         _dress(axis, "points / clean rows", "||r||")
     save(figure, path)
