@@ -4,6 +4,7 @@ import itertools
 import pathlib
 from typing import Any, NamedTuple
 
+import matplotlib.ticker
 import numpy as np
 from jaxtyping import Num
 
@@ -118,7 +119,7 @@ def reach(path: pathlib.Path, record: dict[str, Any]) -> None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(shares, [f"{share:.3g}" for share in shares])
-        axis.minorticks_off()
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.legend(fontsize=8, frameon=False)
         _dress(axis, "points / clean rows", "||r||")
     save(figure, path)
