@@ -63,7 +63,11 @@ def small_supervised(*, epochs: int = 8, width: int = 32) -> Pretraining:
 
 
 def small_simclr(*, epochs: int = 8, width: int = 32) -> Pretraining:
-    """`cnn5` of 128 features (4 `width`) by SimCLR, for a CPU; of no paper."""
+    """`cnn5` of 128 features (4 `width`) by SimCLR, for a CPU; of no paper.
+
+    On the first 4,000 images of that subset about two CPU minutes; the same probe is right on
+    44.6 % (seed 0). More epochs were not tried.
+    """
     method = SimCLR(temperature=0.5, projector=(128, 64), views=Views(area=(0.2, 1.0)))
     recipe = Recipe(
         epochs,

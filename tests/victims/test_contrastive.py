@@ -172,3 +172,29 @@ def test_what_cannot_be_pretrained(make, message):
 def build(victim=NET, **options):
     recipe = dataclasses.replace(RECIPE, **options)
     return contrastive_training(victim, SIMCLR, recipe, ROWS, image_shape=SHAPE)
+
+
+def test_features_without_labels_beat_those_of_random_weights():
+    """Three features of eight blobs; a linear probe, by seeds 0 to 2.
+
+    Measured: 81.0, 84.5 and 88.0 % against 57.0, 24.5 and 60.0 %.
+    """
+    shape, rows, classes = (6, 6, 1), 300, 8
+    every = jp.data.synthetic.blobs(jax.random.key(5), rows + 200, classes, shape)
+    parts = slice(rows), slice(rows, None)
+    blobs = Split(*(Dataset(every.image[s], every.label[s]) for s in parts))
+    net = jp.models.mlp(shape, classes, hidden=(3,), logits_norm=False)
+    views = Views(area=(0.6, 1.0), jitter_probability=0.0, flip=0.0)
+    recipe = Recipe(epochs=30, batch_size=100, learning_rate=0.02, optimizer="adam")
+    method = SimCLR(projector=(16, 8), views=views)
+    process = contrastive_training(net, method, recipe, rows, image_shape=shape)
+    for seed in range(3):
+        state, _ = jp.run(process, jax.random.key(seed), blobs, num_steps=recipe.epochs)
+        found = [pretrained(state), net.init(jax.random.key(seed))]
+        ours, random = (
+            victims.linear_probe(
+                victims.Extractor(net, x), blobs, num_classes=classes, max_steps=60
+            ).accuracy
+            for x in found
+        )
+        assert ours > random + 0.15
