@@ -15,7 +15,15 @@ import pytest
 from experiments import tables as committed
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
-from jaxpoison.report import ImageConfig, PaperConfig, command_line, tables, targeted_tables
+from jaxpoison.report import (
+    AddedImageConfig,
+    ImageConfig,
+    PaperConfig,
+    added_tables,
+    command_line,
+    tables,
+    targeted_tables,
+)
 from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
 from jaxpoison.types import Dataset, Split
@@ -47,7 +55,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path, request, quick_compile):
     module, options = importlib.import_module(f"experiments.{name}"), {"runs": tmp_path}
-    if issubclass(module.Config, ImageConfig):
+    if issubclass(module.Config, ImageConfig | AddedImageConfig):
         options["data_dir"] = request.getfixturevalue("images")
     check_run(module, module.Config.smoke(**options), name)
 
@@ -63,6 +71,12 @@ def check_run(module, config, name):
     record = module.main(config)
     run = config.runs / name / "default"
     assert json.loads((run / "result.json").read_text()) == record
+    if added_tables.is_added(record):
+        check_added(record, name, config)
+        assert (run / "curves.png").stat().st_size > 1000
+        folders = list((run / "poison").iterdir())
+        assert folders and all(poisoned.verify(folder).passed for folder in folders)
+        return
     check_record(record, name, config)
     arms = {tables.split_name(name, entry)[1] for name, entry in record["arms"].items()}
     folders = [run / "poison"]
@@ -74,6 +88,22 @@ def check_run(module, config, name):
         assert (run / picture).stat().st_size > 1000
     for folder, arm in itertools.product(folders, sorted(arms - {"clean"})):
         assert poisoned.verify(folder / arm).passed
+
+
+def check_added(record, name, config):
+    """Every follower on the clean set and on each arm at each share, beside its control."""
+    assert record["experiment"] == name and record["config"]["seed"] == config.seed
+    victims = {entry["victim"] for entry in record["arms"].values() if "victim" in entry} or {""}
+    clean = [one for one in record["arms"] if one.split("/")[-1] == "clean"]
+    assert len(clean) == len(victims)
+    crafted = [entry for entry in record["arms"].values() if "added" in entry]
+    assert len(crafted) + len(clean) == len(record["arms"])
+    for entry in crafted:
+        assert tables.control(record["arms"], entry) is not None
+        assert entry["expect"] and len(entry["final_accuracy"]["values"]) in (1, config.victims)
+        assert entry["sweep"]["option"] == "share" and entry["added"]["num_added"] >= 1
+    for number in record["published"]:
+        assert set(number) == {"what", "value", "source"} and 0 <= number["value"] <= 1
 
 
 def check_record(record, name, config):
@@ -445,8 +475,10 @@ def test_the_tables_are_the_committed_records_and_nothing_else():
         expected = config.presets()[scale] if scale else config()
         assert config(**settings_of(record, expected)) == expected, stem
         assert name in NAMES
-        check_record(record, name, expected)
+        check = check_added if added_tables.is_added(record) else check_record
+        check(record, name, expected)
         rows = tables.markdown(record) + targeted_tables.markdown(record)
+        rows += added_tables.markdown(record)
         assert rows and all(("small run" in row) == (scale == "small") for row in rows)
         whole |= set() if scale else {name}
     for page in committed.PAGES:
