@@ -13,7 +13,7 @@ target at eps_w 0.5 is 20 to 35 points below the clean network. The paper's own 
 read; "third-party" values are those of a reproduction.
 Data: mnist prepared for TFDS as array_record, or mnist-train.npz and mnist-test.npz.
 Device: at full size an accelerator; `--scale small` takes logistic regression on 6,000 images, its
-batches smaller alike, so as many updates: minutes on 2 CPU cores. There "mean" is the stronger one.
+batches smaller alike, so as many updates: minutes on 2 CPU cores.
 
     python -m experiments.mnist_gradient_canceling --data-dir DATA_DIR
 """
