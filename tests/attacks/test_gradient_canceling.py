@@ -67,7 +67,13 @@ def aligned(victim, scenario):
     return product, float(jnp.linalg.norm(weight - weight.mean(axis=1, keepdims=True)))
 
 
-@pytest.mark.parametrize("case", [plain, frozen_bias, joint_bias])
+SLOW = pytest.mark.slow  # compiling is dear; one case of each kind is always run
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(plain, marks=SLOW), frozen_bias, pytest.param(joint_bias, marks=SLOW)],
+)
 def test_residual_ends_at_the_floor_below_the_threshold_and_at_zero_above(x64, case):
     victim, scenario, options, product, norm, omega = case()
     tau = product / omega
@@ -82,7 +88,9 @@ def test_residual_ends_at_the_floor_below_the_threshold_and_at_zero_above(x64, c
     assert final(1.05 * tau) < 1e-8
 
 
-@pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", ["gd", pytest.param("momentum", marks=SLOW), pytest.param("adam", marks=SLOW)]
+)
 def test_steps_are_those_of_normalized_pixels(x64, optimizer):
     """Against the same attack on a network that is given (x - mean) / std from outside."""
     victim, scenario = linear(6, 4, 3, jnp.float64)
@@ -198,13 +206,20 @@ def distance(a, b):
     return jp.tree.norm(jax.tree.map(jnp.subtract, a.params, b.params))
 
 
-def test_targets_on_digits_are_as_bad_as_the_reference_run_says():
+@pytest.mark.parametrize(
+    ("radius", "wanted"),
+    [
+        pytest.param(1.0, 0.820, marks=SLOW),
+        pytest.param(2.0, 0.304, marks=SLOW),
+        (3.0, 0.086),
+    ],
+)
+def test_targets_on_digits_are_as_bad_as_the_reference_run_says(radius, wanted):
     victim, clean, _, test = digits()
     assert jp.victims.accuracy(victim, clean, test) == pytest.approx(0.980, abs=0.0021)
     assert jp.tree.norm(clean.params) == pytest.approx(15.63, abs=0.01)
-    for radius, wanted in ((1.0, 0.820), (2.0, 0.304), (3.0, 0.086)):
-        found = jp.victims.accuracy(victim, target(radius), test)
-        assert found == pytest.approx(wanted, abs=0.0041)
+    found = jp.victims.accuracy(victim, target(radius), test)
+    assert found == pytest.approx(wanted, abs=0.0041)
 
 
 def poisoned(share, steps, *, scale, **options):
@@ -230,9 +245,9 @@ def test_a_few_points_of_any_size_choose_the_classifier():
 @pytest.mark.parametrize(
     ("share", "least", "most"),
     [
-        pytest.param(0.03, 0.0, 0.06, marks=pytest.mark.slow),
+        pytest.param(0.03, 0.0, 0.06, marks=SLOW),
         (0.1, 0.06, 1.0),
-        pytest.param(0.3, 0.15, 1.0, marks=pytest.mark.slow),
+        pytest.param(0.3, 0.15, 1.0, marks=SLOW),
     ],
 )
 def test_points_that_are_images_need_more(share, least, most):
