@@ -12,7 +12,9 @@ from jaxpoison.report.added_sides import Side
 from jaxpoison.types import Dataset, Key, TrainState
 from jaxpoison.victims import Interval, ToConvergence, assess, converge, interval
 
-__all__ = ["screened"]
+__all__ = ["gather_filters", "screened"]
+
+RATES = ("true_positive_rate", "false_positive_rate", "precision", "auc")
 
 
 def screened(
@@ -43,6 +45,24 @@ def screened(
             "final_accuracy": None if accuracy is None else accuracy._asdict()
         }
     return found
+
+
+def gather_filters(found: list[dict[str, Any]]) -> None:
+    """What filters did under several attack keys, as intervals in `craft_seeds` of the first.
+
+    Args:
+      found: by attack key, as of `screened`; the first is changed. A rate that one of them lacks
+        has none.
+    """
+    for name, first in found[0].items():
+        every = [one[name] for one in found]
+        rates = {field: [one[field] for one in every] for field in RATES}
+        fits = [one["final_accuracy"] for one in every]
+        rates["final_accuracy"] = [fit and fit["mean"] for fit in fits]
+        first["craft_seeds"] = {
+            field: None if None in values else interval(values)._asdict()
+            for field, values in rates.items()
+        }
 
 
 def _refit(

@@ -22,7 +22,7 @@ from jaxpoison.report.added_checks import (
     rehearse_added,
 )
 from jaxpoison.report.added_config import AddedConfig, Player
-from jaxpoison.report.added_filters import screened
+from jaxpoison.report.added_filters import gather_filters, screened
 from jaxpoison.report.added_sides import Side, distance, victim_name
 from jaxpoison.report.arms import Point
 from jaxpoison.report.judging import Exam
@@ -179,6 +179,8 @@ def _gather(study: Study, side: Side, arm: str, num: int) -> None:
     for follower in side.player.followers:
         victim = victim_name(side.name, follower)
         repeats = [f"{arm}.{s}" for s in range(1, num)]
+        every = [study.judging.arms[entry(name, victim)] for name in [arm, *repeats]]
+        gather_filters([one["added"].get("filters", {}) for one in every])
         study.judging.gather(arm, repeats, network=victim)
 
 

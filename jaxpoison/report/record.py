@@ -26,7 +26,9 @@ An arm of a run with added points has besides `added` =
      (of an attack that matches features) feature_error {first, last, steps, curve},
      (of the player's reference follower, where it has filters)
         filters {name: {removed, true_positive_rate, false_positive_rate, precision, auc,
-                        final_accuracy | null (nothing was left)}}}
+                        final_accuracy | null (nothing was left),
+                        (of several attack keys) craft_seeds {each of the rates and final_accuracy:
+                                                              interval over keys | null}}}}
 
 with the intervals of drop, distance and final_accuracy over victims. Of several attack keys all but
 `craft_seeds` is of the first.
