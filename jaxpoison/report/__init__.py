@@ -8,6 +8,7 @@ from jaxpoison.report.apply import Applied, apply_generator
 from jaxpoison.report.arms import Arm, Point, Stored, arm, control, stored
 from jaxpoison.report.command_line import command_line
 from jaxpoison.report.derived import Derived, permuted, shares
+from jaxpoison.report.feature_study import FeatureConfig, feature_study
 from jaxpoison.report.generator_attacks import DeepConfuseConfig, GUEConfig
 from jaxpoison.report.generator_config import GeneratorConfig
 from jaxpoison.report.images import ImageConfig, PaperConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Applied",
     "Arm",
     "DeepConfuseConfig",
+    "FeatureConfig",
     "Derived",
     "GUEConfig",
     "GeneratorConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "apply_generator",
     "arm",
     "command_line",
+    "feature_study",
     "control",
     "main_job",
     "mean_over_victims",
