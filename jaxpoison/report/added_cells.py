@@ -157,7 +157,10 @@ def _values(measured: dict[str, Any]) -> dict[str, float] | None:
 
 
 def _progress(info: Any, cancels: bool) -> dict[str, Any]:
-    """Of an attack of several steps: {first, last, and of the residual the curve}."""
+    """Of an attack of several steps: {first, last, and of the residual the curve}.
+
+    `residual` is of the gradient that an attack cancels, `solve` of TGDA's linear systems.
+    """
     loss = np.asarray(info.outer_loss, np.float64)
     if len(loss) < 2:
         return {}
@@ -166,6 +169,11 @@ def _progress(info: Any, cancels: bool) -> dict[str, Any]:
         residual = getattr(info, "residual", None)
         size = np.sqrt(2 * loss) if residual is None else np.asarray(residual, np.float64)
         found["residual"] = _curve(size)
+    if not cancels and hasattr(info, "iterations"):
+        found["solve"] = {
+            "residual": _curve(np.asarray(info.residual, np.float64)),
+            "iterations": float(np.mean(info.iterations)),
+        }
     if hasattr(info, "feature_error"):
         found["feature_error"] = _curve(np.asarray(info.feature_error, np.float64))
     return found
