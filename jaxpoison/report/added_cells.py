@@ -17,7 +17,7 @@ from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables, Victim
 from jaxpoison.victims import assess, split_head
 
-__all__ = ["Crafted", "craft", "label_of"]
+__all__ = ["Crafted", "craft", "label_of", "progress"]
 
 POINTS = 100
 """Of a curve in the record, besides its last step."""
@@ -116,7 +116,7 @@ def craft(
         "constraint": None if one.constraint is None else one.settings["constraint"],
         "labels_changed": stored.manifest.labels_changed,
         "values": _values(stored.manifest.measured),
-        **_progress(info, target is not None),
+        **progress(info, target is not None),
     }
     if target is not None:
         victim, own, space = _head_of(side, one, target)
@@ -156,7 +156,7 @@ def _values(measured: dict[str, Any]) -> dict[str, float] | None:
     return found or None
 
 
-def _progress(info: Any, cancels: bool) -> dict[str, Any]:
+def progress(info: Any, cancels: bool) -> dict[str, Any]:
     """Of an attack of several steps: {first, last, and of the residual the curve}.
 
     `residual` is of the gradient that an attack cancels, `solve` of TGDA's linear systems.

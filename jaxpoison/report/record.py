@@ -23,6 +23,8 @@ An arm of a run with added points has besides `added` =
         distance (of the victims' parameters from the target) | null (of other parameters),
         reach {tau | null (no share is enough), reachable true | false | null (open), floor,
                conditions} | null (no linear head),
+     (of TGDA) solve {residual {first, last, steps, curve}, iterations}: relative residual of its
+        linear systems, mean number of iterations,
      (of an attack that matches features) feature_error {first, last, steps, curve},
      (of the player's reference follower, where it has filters)
         filters {name: {removed, true_positive_rate, false_positive_rate, precision, auc,
