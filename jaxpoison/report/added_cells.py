@@ -164,7 +164,7 @@ def progress(info: Any, cancels: bool) -> dict[str, Any]:
     loss = np.asarray(info.outer_loss, np.float64)
     if len(loss) < 2:
         return {}
-    found = {"outer_loss": {"first": float(loss[0]), "last": float(loss[-1])}}
+    found: dict[str, Any] = {"outer_loss": {"first": float(loss[0]), "last": float(loss[-1])}}
     if cancels:
         residual = getattr(info, "residual", None)
         size = np.sqrt(2 * loss) if residual is None else np.asarray(residual, np.float64)
