@@ -172,7 +172,7 @@ def joint_threshold(weight: Any, bias: float, gradient: Any, bias_gradient: floa
     """
     w, g = alike(weight, gradient)
     s, size = float(np.vdot(w, g)) + bias * bias_gradient, abs(bias_gradient)
-    if s >= (1 + LOGISTIC) * size:
+    if not size or s >= (1 + LOGISTIC) * size:
         return max(0.0, s) / LOGISTIC
     return size * (1 + math.exp(s / size))
 

@@ -113,7 +113,7 @@ def test_objective_and_gradient_of_matching_against_central_differences():
     data = jp.Scenario(train, train, index, aux=join_head(network, own))
     attack = jp.attacks.feature_targeted(
         victim, head, corruption=None, cancel_steps=1, match_steps=9, beta=0.3,
-        constraint=Constraint("none"), batch_size=2,
+        constraint=Constraint("none"), batch_size=2, weight_decay=0.2, normalize="all",
     )  # fmt: skip
     state = attack.init(KEY, data)
     for _ in range(3):
@@ -147,7 +147,8 @@ def test_objective_and_gradient_of_matching_against_central_differences():
     label = np.concatenate([np.arange(9) % 3, np.asarray(index) % 3])
     scores = np.exp(every @ kernel + bias)
     wrong = scores / scores.sum(1, keepdims=True) - np.eye(3)[label]
-    total = every.T @ wrong / 9, wrong.sum(0) / 9
+    decay = 0.2 * (1 + 5 / 9)
+    total = every.T @ wrong / 9 + decay * kernel, wrong.sum(0) / 9 + decay * bias
     np.testing.assert_allclose(
         info.residual, np.sqrt(sum((part**2).sum() for part in total)), rtol=1e-10
     )

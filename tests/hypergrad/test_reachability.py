@@ -364,6 +364,12 @@ class TestBinaryWithBias:
         )
         self.joint(self.w, self.b, g, g_b, factor, [1] * 4)
 
+    def test_joint_without_a_bias_gradient(self):
+        """A balanced set: nothing to divide by; any share will do where <w, g> <= 0."""
+        assert theory.joint_threshold(self.w, 0.0, -self.w, 0.0) == 0
+        want = self.w @ self.w / OMEGA[2]
+        assert theory.joint_threshold(self.w, 0.0, self.w, 0.0) == pytest.approx(want)
+
     def joint(self, w, b, g, g_b, factor, label):
         share = factor * theory.joint_threshold(w, b, g, g_b)
         a, c, lowest = abs(g_b) / share, (w @ g + b * g_b) / share, OMEGA[2] / (1 + OMEGA[2])

@@ -149,7 +149,10 @@ def feature_targeted(
     check.positive(cancel_rate=cancel_rate, match_rate=match_rate)
     check.number(least=0, beta=beta)
     space = perturb.free_points(feature_constraint, labels=labels, num_classes=num_classes)
-    rule = hypergrad.canceling(head, space, target=_target(head, corruption), weight=weight)
+    rule = hypergrad.canceling(
+        head, space, target=_target(head, corruption), weight=weight, weight_decay=weight_decay,
+        normalize=normalize, batch_size=HEAD_BATCH,
+    )  # fmt: skip
     cancel = bilevel(
         space, rule, optax.adam(optax.cosine_decay_schedule(cancel_rate, cancel_steps))
     )
