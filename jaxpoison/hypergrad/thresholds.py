@@ -202,6 +202,8 @@ def joint_floor(
         q = min(max(abs(beta), lowest), 1 - 1e-15)
         most = q * math.log((1 - q) / q)
         rest = max(0.0, along - share * (most + bias * beta))
+        if rest and not size:
+            return math.inf  # w = 0 gives no point a way to do it
         return (rest / size if rest else 0.0) ** 2 + (bias_gradient + share * beta) ** 2
 
     options = {"xatol": 1e-13}

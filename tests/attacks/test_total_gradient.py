@@ -178,6 +178,7 @@ def test_released_constants():
         (lambda: Stackelberg("", leader_rate=0.0), "leader_rate = 0"),
         (lambda: Stackelberg("", follower_steps=0), "follower_steps = 0"),
         (lambda: Stackelberg("", batch_size=1), "batch_size = 1"),
+        (lambda: Stackelberg("", follower_steps=None), "batch_size = 1000; a follower that is"),
         (lambda: Stackelberg("", validation=1.0), "validation = 1"),
         (lambda: Stackelberg("", iterations=0), "iterations = 0"),
         (lambda: TGDA["mnist"].num_steps(999), "batch_size = 1000; the training set has 999"),

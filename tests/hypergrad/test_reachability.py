@@ -370,6 +370,14 @@ class TestBinaryWithBias:
         want = self.w @ self.w / OMEGA[2]
         assert theory.joint_threshold(self.w, 0.0, self.w, 0.0) == pytest.approx(want)
 
+    def test_joint_floor_of_a_bias_alone(self):
+        """With w = 0 no point moves a score: nu_b is between -sigma(-b) and sigma(b)."""
+        zero = np.zeros(3)
+        for g_b in (-0.9, 0.9):
+            left = 0.9 - sigmoid(0.5 if g_b < 0 else -0.5)
+            got = theory.joint_floor(zero, 0.5, zero, g_b, 1.0)
+            assert got == pytest.approx(left, rel=1e-6)
+
     def joint(self, w, b, g, g_b, factor, label):
         share = factor * theory.joint_threshold(w, b, g, g_b)
         a, c, lowest = abs(g_b) / share, (w @ g + b * g_b) / share, OMEGA[2] / (1 + OMEGA[2])

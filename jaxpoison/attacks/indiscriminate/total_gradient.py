@@ -49,7 +49,7 @@ class Stackelberg:
       leader_rate: of the leader's optax rule, in units of what it moves.
       rule: rate -> that rule; `optax.sgd` is the plain gradient, `optax.sign_sgd` its sign.
       follower_steps: of gradient descent on the leader's batch, after each step of the leader; None
-        trains to the end, before the first one too.
+        trains to the end, before the first one too, and needs batch_size=None.
       follower_rate: of these steps, like momentum.
       momentum: its velocity lives on over batches.
       weight_decay: lambda of f = data + lambda ||w||^2 / 2.
@@ -97,6 +97,12 @@ class Stackelberg:
             check.at_least(1, follower_steps=self.follower_steps)
         if self.batch_size is not None:
             check.at_least(2, batch_size=self.batch_size)
+            if self.follower_steps is None:
+                raise InputError(
+                    f"batch_size = {self.batch_size}; a follower that is trained to the end "
+                    "(follower_steps=None) needs None: the leader reads the batch that is next, on "
+                    "which it would not rest"
+                )
         if self.validation is not None:
             check.number(above=0, below=1, validation=self.validation)
 
