@@ -13,7 +13,9 @@ import sklearn.linear_model
 import jaxpoison as jp
 from experiments import tables as committed
 from jaxpoison import loops
+from jaxpoison.__main__ import main
 from jaxpoison.data import poisoned, with_added
+from jaxpoison.data.poisoned import read
 from jaxpoison.perturb import Constraint
 from jaxpoison.report import AddedConfig, Player, added_arm, added_tables, command_line, runs
 from jaxpoison.report import page as report_page
@@ -69,6 +71,32 @@ def test_what_is_stored_are_the_added_points_beside_their_bases(finished):
     values = record["arms"]["sgd/free share=0.5"]["added"]["values"]
     assert values["value_low"] == pytest.approx(float(free.dataset.image.min()))
     assert (values["clean_low"], values["clean_high"]) == (0, 1)
+
+
+def test_the_command_line_verifies_shows_and_exports_added_points(finished, tmp_path, capsys):
+    """Grey levels in every format that holds them; values of any size as npz, with their bases."""
+    folder, _ = finished
+    source, train = tmp_path / "blobs.npz", small_added.split().train
+    np.savez(source, image=train.image, label=train.label)
+    for name, words in (("ball", "linf at most"), ("free", "values from")):
+        place = folder / "poison" / f"{name} share=0.5"
+        assert main(["verify", str(place), "--source", str(source)]) == 0
+        out = capsys.readouterr().out
+        assert "none here: all rows were added" in out and words in out and "FAIL" not in out
+        assert main(["show", str(place)]) == 0
+        shown = capsys.readouterr().out
+        assert "24 rows to be added to the 48 of the source (eps_d = 0.5)" in shown
+        assert main(["export", str(place), "--to", "npz", "--out", str(tmp_path / name)]) == 0
+        exported, stored = np.load(tmp_path / name / f"{place.name}-train.npz"), read(place)
+        np.testing.assert_array_equal(exported["image"], stored.dataset.image)
+        np.testing.assert_array_equal(exported["source_rows"], stored.source_rows)
+        png = main(["export", str(place), "--to", "png", "--out", str(tmp_path / f"{name}-png")])
+        found = list((tmp_path / f"{name}-png").rglob("*.png"))
+        assert (png, len(found)) == ((0, 24) if name == "ball" else (2, 0))
+    assert "holds unbounded values; png cannot hold them without loss" in capsys.readouterr().err
+    other = tmp_path / "other.npz"
+    np.savez(other, image=train.image[::-1], label=train.label)
+    assert main(["verify", str(place), "--source", str(other)]) == 2
 
 
 def test_a_reachable_target_is_what_a_convergent_follower_ends_at(finished):
