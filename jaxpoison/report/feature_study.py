@@ -1,6 +1,8 @@
 """Attacks on a head trained on the features of a pretrained extractor: settings and arms."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any, Self
 
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 
 from jaxpoison import attacks, check, loops, models
 from jaxpoison.attacks import Corruption
+from jaxpoison.data.manifest import tree_sha256
+from jaxpoison.data.verification import fingerprint
 from jaxpoison.perturb import Constraint
 from jaxpoison.report.added_arms import AddedArm, added_arm
 from jaxpoison.report.added_config import Player
@@ -278,12 +282,17 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
 def _decoder(
     experiment: str, config: FeatureConfig, extractor: Extractor, split: Split
 ) -> tuple[Any, Variables]:
-    """A decoder of the extractor's features, trained on the clean images."""
+    """A decoder of the extractor's features, trained on the clean images.
+
+    Its folder is that of these pairs: another extractor, or other images, get another.
+    """
     data = PairSplit(*(pairs(extractor, part) for part in split))
     shape, width = split.train.image.shape[1:], data.train.features.shape[1]
     decoder = models.conv_decoder(width, shape, width=16 if config.scale == "small" else 64)
     training = decoder_training(decoder)
-    directory = config.runs / "pretrained" / f"decoder-{experiment}-{config.name}"
+    facts = {"extractor": tree_sha256(extractor.variables), **fingerprint(split.train)}
+    bound = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    directory = config.runs / "pretrained" / f"decoder-{experiment}-{config.name}-{bound}"
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     state, info, _ = loops.run_chunks(
         training, key, data, num_steps=config.decoder_epochs, directory=directory,
