@@ -124,12 +124,55 @@ def test_points_rest_once_the_residual_is_within_the_tolerance():
     assert info.largest[-1] == jnp.abs(state.theta.value).max()
 
 
+def test_a_tolerance_of_sums_is_on_the_sum_over_rows():
+    victim, scenario = linear(8, 4, 3, jnp.float32, scale=0.1)
+    attack = gradient_canceling(victim, steps=1, sums=True, tolerance=2.0)
+    _, info = jp.run(attack, KEY, scenario, num_steps=1)
+    assert info.residual < 2 < 8 * info.residual and not info.stopped
+
+
+def test_the_target_is_a_corruption_of_what_the_attacker_knows():
+    victim, scenario = linear(6, 4, 3, jnp.float32)
+    corruption = Corruption(radius=0.3, scale=0.5)  # one batch: the key draws nothing
+    attack = gradient_canceling(victim, corruption=corruption)
+    found = attack.target(jax.jit(attack.init)(KEY, scenario))
+    compiled = jax.jit(parameter_corruption, static_argnums=(1, 4))
+    want = compiled(KEY, victim, scenario.aux, scenario.train, corruption)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, want)
+    assert distance(found, scenario.aux) > 0.1
+
+
 def test_schedules():
     from jaxpoison.attacks.indiscriminate.gradient_canceling import SCHEDULES
 
     rates = {name: make(2.0, 10) for name, make in SCHEDULES.items()}
     assert [float(rates["cosine"](t)) for t in (0, 5, 10)] == pytest.approx([2, 1, 0], abs=1e-6)
     assert rates["constant"](7) == 2 and rates["rising"](5000) == 3
+
+
+SOURCES = {  # name: optimizer, objective, sums, params, rate, schedule, steps, tolerance
+    "lr": ("gd", "l2", True, "first", 10, "cosine", 1000, 0),
+    "nn": ("gd", "l2", True, "first", 10, "cosine", 2000, 0),
+    "cnn": ("gd", "l2", True, "first", 5, "cosine", 2000, 0),
+    "point": ("gd", "sq", False, "all", 2 * 0.1, "constant", 2000, 0),  # 0.1 is of ||r||^2
+    "head_a": ("gd", "l2", True, "weights", 1e5, "rising", 2000, 1),
+    "head_b": ("momentum", "tensors", True, "all", 1, "constant", 100, 0),
+    "head_b_slow": ("momentum", "tensors", True, "all", 0.01, "constant", 2000, 0),
+    "bounded": ("adam", "sq", False, "all", 0.1, "constant", 100, 0),
+}
+
+
+def test_published_variants_have_the_settings_of_their_sources():
+    names = "optimizer objective sums params learning_rate schedule steps tolerance".split()
+    usual = inspect.signature(inspect.unwrap(gradient_canceling)).parameters
+    found = {
+        variant: tuple(options.get(name, usual[name].default) for name in names)
+        for variant, options in CANCELINGS.items()
+    }
+    assert found == SOURCES
+    limits = {variant: options.get("constraint") for variant, options in CANCELINGS.items()}
+    assert limits.pop("bounded") == jp.perturb.Constraint("linf", 16 / 255)
+    assert not any(limits.values())
 
 
 @pytest.mark.parametrize("name", CANCELINGS)

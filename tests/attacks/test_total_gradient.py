@@ -74,6 +74,48 @@ def test_steps_are_those_of_a_plain_loop(x64):
     assert np.all(info.residual < 1e-9) and np.all(info.iterations > 0)
 
 
+@pytest.mark.parametrize("validation", [None, 0.25])
+def test_weights_of_points_goal_and_momentum_are_those_of_a_plain_loop(x64, validation):
+    """One batch: points weigh P / N against the mean of f's rows; the velocity lives on."""
+    game = Stackelberg(
+        "", leader_rate=0.5, follower_steps=2, momentum=0.9, weight_decay=0.01, batch_size=None,
+        validation=validation, share=True, iterations=200, damping=2.0, tolerance=1e-13,
+    )  # fmt: skip
+    victim = oracles.smooth_victim(features=3)
+    scenario = oracles.tiny_scenario(changed=3)._replace(aux=victim.init(jax.random.key(4)))
+    flat, unravel = ravel_pytree(scenario.aux.params)
+    (image, label), own = scenario.train, 8 if validation is None else 6
+    held = (image[own:], label[own:]) if validation else scenario.goal
+
+    def mean(w, x, y):
+        scores = victim.apply(jp.Variables(unravel(w), {}), x, train=True)[0]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y))
+
+    def f(w, x):
+        data = mean(w, image[:own], label[:own]) + 3 / 8 * mean(w, x, label[:3])
+        return data + 0.01 / 2 * jnp.sum(w**2)
+
+    @jax.jit
+    def round_of(flat, theta, velocity):
+        value, wanted = jax.value_and_grad(mean)(flat, *held)
+        hessian = jax.hessian(f)(flat, theta) + 2 * jnp.eye(len(flat))
+        v = jnp.linalg.solve(hessian, wanted)
+        mixed = jax.grad(lambda x: jax.grad(f)(flat, x) @ v)(theta)
+        theta = jnp.clip(theta - 0.5 * mixed, 0, 1)
+        for _ in range(2):
+            velocity = 0.9 * velocity + jax.grad(f)(flat, theta)
+            flat = flat - 0.1 * velocity
+        return -value, flat, theta, velocity
+
+    state, info = jp.run(total_gradient(victim, game=game), KEY, scenario, num_steps=2)
+    theta, velocity = image[:3], jnp.zeros_like(flat)
+    for loss in info.outer_loss:
+        want, flat, theta, velocity = round_of(flat, theta, velocity)
+        np.testing.assert_allclose(loss, want, rtol=1e-9)
+    np.testing.assert_allclose(state.theta.value, theta, rtol=1e-9)
+    np.testing.assert_allclose(ravel_pytree(state.phi.follower.params)[0], flat, rtol=1e-9)
+
+
 def test_a_head_in_pixels_is_the_network_on_features(x64):
     body = oracles.smooth_victim()
     head = oracles.smooth_victim(features=4, size=5)
@@ -170,6 +212,14 @@ def test_released_constants():
     assert (mnist.iterations, mnist.damping, mnist.tolerance) == (16, 0.0, 0.0)
     assert mnist.num_steps(60_000) == 201 * 60 and cifar10.num_batches(50_000) == 195
     assert mnist.solver is jp.hypergrad.normal_cg and mnist.validation == 0.3
+    assert (mnist.momentum, mnist.weight_decay, mnist.share) == (0.0, 0.0, False)
+    small, large = TGDA["head_mnist"], TGDA["head_cifar10"]
+    assert (small.follower_rate, large.follower_rate) == (0.1, 0.001)
+    assert (small.epochs, large.epochs) == (200, 2000)
+    for head in (small, large):
+        assert (head.leader_rate, head.follower_steps, head.momentum) == (0.1, 10, 0.9)
+        assert (head.iterations, head.tolerance, head.batch_size) == (16, 0.01, 1000)
+        assert head.validation == 0.3 and head.solver is mnist.solver
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,34 @@ def test_a_round_is_the_svd_of_the_fitted_model():
     np.testing.assert_array_equal(screening.keep, score < limit)
 
 
+def test_a_later_round_fits_and_ranks_the_rows_that_are_left():
+    """Three rounds: the fit shifts by how many rows it is given; gone rows keep their score."""
+    dataset, _ = planted()
+    rng = np.random.default_rng(0)
+    start = head().init(KEY)
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), start)
+
+    def fit(key, dataset, keep):
+        return jax.tree.map(lambda x: x * (1 + jnp.sum(~keep) / 30), variables)
+
+    label, keep, score = np.asarray(dataset.label), np.ones(300, bool), np.zeros(300)
+    for _ in range(3):
+        own = jax.tree.map(lambda x, gone=(~keep).sum(): x * (1 + gone / 30), variables)
+        rows_of, own_label = _matrix(own, dataset), np.where(keep, label, -1)
+        found, stays = svd_scores(rows_of, own_label), keep.copy()
+        for c in range(CLASSES):
+            some = own_label == c
+            score[some] = found[some] / np.sqrt(np.mean(found[some] ** 2))
+            stays[some] = score[some] < np.quantile(score[some], 0.9)
+        keep = stays
+    settings = jp.defenses.SeverSettings(0.1, 3)
+    defense = jp.defenses.sever(head(), fit, settings, num_classes=CLASSES)
+    screening = jax.jit(defense.screen)(KEY, dataset, jp.defenses.Known())
+    np.testing.assert_array_equal(screening.keep, keep)
+    np.testing.assert_allclose(screening.score, score, rtol=1e-2, atol=1e-2)
+    assert 70 < 300 - keep.sum() < 90  # 1 - 0.9^3
+
+
 def _matrix(variables, dataset):
     x = np.asarray(dataset.image, float).reshape(len(dataset.label), -1)
     kernel, bias = (
