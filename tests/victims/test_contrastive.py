@@ -6,14 +6,24 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
 import jaxpoison as jp
 from jaxpoison import loops, victims
 from jaxpoison.data import Views
-from jaxpoison.types import Dataset, InputError, Split, TrainState, Victim
-from jaxpoison.victims import MoCoV3, Recipe, SimCLR, contrastive_training, pretrained
+from jaxpoison.types import Batch, Dataset, InputError, Split, TrainState, Victim
+from jaxpoison.victims import (
+    MoCoV3,
+    Recipe,
+    SimCLR,
+    contrastive,
+    contrastive_training,
+    info_nce,
+    nt_xent,
+    pretrained,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_module")
 KEY, SHAPE, CLASSES, ROWS = jax.random.key(0), (4, 4, 1), 3, 24
@@ -84,6 +94,51 @@ def test_the_momentum_encoder_is_the_closed_form_average():
         ):
             np.testing.assert_allclose(a, b, atol=1e-6)
     assert int(states[3].stats["count"]) == 3
+
+
+@pytest.mark.parametrize("method", [SIMCLR, MOCO], ids=lambda m: m.method)
+def test_what_the_loss_compares(method):
+    """Each view's query with the other view's key, of the moved average; SimCLR's views as one."""
+    seen = []
+
+    def watched(variables, image, **options):
+        seen.append(image)
+        return NET.embed(variables, image, **options)
+
+    parts = contrastive._parts(NET._replace(embed=watched), method, SHAPE)
+    make = contrastive._moco(parts, method, 3) if method is MOCO else None
+    algorithm = make or contrastive._simclr(parts, method)
+    rule, mask = optax.sgd(0.1), victims.head_mask(NET, SHAPE)
+    model = contrastive._learner(parts, algorithm, method.views, rule, mask)
+
+    def embedded(params, stats, image, *heads):
+        own = {name: jp.Variables(params[name], stats[name]) for name in ("network", *heads)}
+        z = NET.embed(own["network"], image, train=True)[0]
+        for name in heads:
+            z = parts[name].apply(own[name], z[:, None, None, :], train=True)[0]
+        return z
+
+    @jax.jit
+    def compute():
+        params, stats, _ = model.init(KEY)
+        if method is MOCO:  # an average that is not the network
+            old = jax.tree.map(lambda x: 0.5 * x + 0.1, stats["momentum"])
+            stats = stats | {"momentum": old}
+        batch = Batch(IMAGE, jnp.arange(6) % CLASSES, jnp.ones(6), jnp.arange(6))
+        loss, _ = model.loss(KEY, params, stats, batch)
+        if method is SIMCLR:
+            pair = jnp.split(embedded(params, stats, seen[0], "projector"), 2)
+            return loss, nt_xent(*pair, temperature=0.5), *jnp.split(seen[0], 2)
+        views, heads = seen[-2:], ("projector", "predictor")
+        moved = jax.tree.map(lambda a, x: (a + x) / 2, old, {n: params[n] for n in old})
+        keys = [embedded(moved, stats, view, "projector") for view in views]
+        queries = [embedded(params, stats, view, *heads) for view in views]
+        want = [info_nce(queries[i], keys[1 - i], temperature=0.3) for i in (0, 1)]
+        return loss, sum(want), *views
+
+    loss, want, first, second = compute()
+    np.testing.assert_allclose(loss, want.mean(), rtol=1e-4)
+    assert np.abs(first - second).max() > 0.1
 
 
 def test_embed_is_features_and_logits_of_one_pass():
