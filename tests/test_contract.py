@@ -137,6 +137,9 @@ ATTACKS = {  # name: (factory of eps, norm, eps)
     "error_minimizing_class": (
         lambda e: error_minimizing(victim(), eps=e, noise="class", **EM), "linf", 0.1,
     ),
+    "frozen_error_minimizing": (
+        lambda e: jp.attacks.frozen_error_minimizing(plain(), head(), eps=e, **EM), "linf", 0.1,
+    ),
     "error_maximizing": (
         lambda e: jp.attacks.error_maximizing(victim(), eps=e, **SMALL), "linf", 0.1,
     ),
@@ -242,6 +245,7 @@ ADDING = pytest.mark.parametrize("name", ADDED)
 EVERY = pytest.mark.parametrize("name", [*ATTACKS, *ADDED])
 ALIKE = {  # a row whose step is that of another one but for one formula or setting: that row
     "error_minimizing_class": "error_minimizing",
+    "frozen_error_minimizing": "error_minimizing",
     "error_maximizing_untargeted": "error_maximizing",
     "gue": "gue_adv",
     "mean_feature_collision": "bullseye_polytope",
@@ -262,7 +266,9 @@ def attack(name, eps=None):
 
 
 def data_of(name):
-    return ADDED[name].data() if name in ADDED else scenario()
+    if name in ADDED:
+        return ADDED[name].data()
+    return head_scenario() if name.startswith("frozen") else scenario()
 
 
 @functools.cache
@@ -324,9 +330,10 @@ def test_zero_budget_changes_nothing(name):
     if name == "one_pixel":
         pytest.skip("no pixel is refused by the factory; tested there")
     nothing = attack(name, 0 if ATTACKS[name][1] == "l0" else 0.0)
-    state, _ = jp.run(nothing, KEY, scenario(), num_steps=1)
-    clean = jax.jit(as_float)(scenario().train.image)
-    np.testing.assert_array_equal(poison(nothing, state, scenario()).image, clean)
+    data = data_of(name)
+    state, _ = jp.run(nothing, KEY, data, num_steps=1)
+    clean = jax.jit(as_float)(data.train.image)
+    np.testing.assert_array_equal(poison(nothing, state, data).image, clean)
 
 
 @ADDING
