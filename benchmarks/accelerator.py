@@ -100,6 +100,7 @@ PARTS: dict[str, Part] = {
     "mnist_gradient_canceling": Part(
         parts.experiment("mnist_gradient_canceling"), 60, "all of MNIST, three networks", SSIM
     ),
+    "mnist_tgda": Part(parts.experiment("mnist_tgda"), 120, "all of MNIST, three networks", SSIM),
     "cifar10_feature_targeted": Part(
         parts.experiment("cifar10_feature_targeted"), 120, "ResNet-18, the same data", SSIM
     ),
