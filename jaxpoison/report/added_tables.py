@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from jaxpoison.report import tables
 from jaxpoison.report.record import entry as entry_name
+from jaxpoison.victims import interval
 
 __all__ = ["HEAD", "constraint", "is_added", "markdown", "points", "print_record", "reach"]
 
@@ -130,7 +132,11 @@ def print_record(record: dict[str, Any], console: Console) -> None:
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
-    """Rows for the table of `HEAD`; no rows of a record of another kind, nor of the control."""
+    """Rows for the table of `HEAD`; no rows of a record of another kind, nor of the control.
+
+    Of several attack keys rates and drops are over these, of victims otherwise; tau is that of the
+    first.
+    """
     rows, arms = [], record["arms"]
     for name, entry in arms.items():
         added = entry.get("added")
@@ -143,12 +149,25 @@ def markdown(record: dict[str, Any]) -> list[str]:
             f"{added['arm']}, {constraint(added)}, {victim}",
             f"{added['num_added']}, {added['share']:.3g}",
             tables.percent(arms[entry_name("clean", victim)]["final_accuracy"]),
-            tables.percent(control["final_accuracy"]) if control else "-",
-            tables.percent(entry["final_accuracy"]),
-            points(added["drop"]),
+            tables.percent(_over_keys(control)) if control else "-",
+            tables.percent(_over_keys(entry)),
+            points(_drop(entry, arms[entry_name("clean", victim)])),
             tau(added.get("reach")) or "-",
             reach(added.get("reach")) or "-",
             *tables.made(record),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _over_keys(entry: dict[str, Any]) -> dict[str, Any]:
+    """Final accuracy as an interval over attack keys, or of a single one over victims."""
+    return entry.get("craft_seeds") or entry["final_accuracy"]
+
+
+def _drop(entry: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+    """Likewise the drop against the mean of the clean set's victims."""
+    if "craft_seeds" not in entry:
+        return entry["added"]["drop"]
+    lost = clean["final_accuracy"]["mean"] - np.asarray(entry["craft_seeds"]["values"])
+    return interval(lost)._asdict()

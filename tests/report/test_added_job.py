@@ -139,6 +139,16 @@ def test_the_page_and_the_tables_show_points_residuals_and_drops(finished):
     assert rows[0] in committed.filled(page, {"small": record})
 
 
+def test_several_attack_keys_stand_in_the_table_by_their_spread(finished):
+    """Targets differ from key to key: the first alone would be a choice of one."""
+    record = copy.deepcopy(finished[1])
+    entry = record["arms"]["lbfgs/free share=0.25"]
+    entry["craft_seeds"] = {"mean": 0.2, "low": 0.0, "high": 0.448, "values": [0.1, 0.2, 0.3]}
+    clean = record["arms"]["lbfgs/clean"]["final_accuracy"]["mean"]
+    (row,) = [x for x in added_tables.markdown(record) if "free, none, lbfgs | 12, 0.25" in x]
+    assert f"| 20.0 [0.0, 44.8] | {100 * clean - 20:.1f} [" in row
+
+
 def test_a_run_that_broke_off_goes_on_where_it_was(finished, tmp_path, monkeypatch):
     _, record = finished
     options = {"own": {"free": small_added.canceling("none", shares=(0.25, 0.5))}}
