@@ -206,8 +206,9 @@ def test_convergence_is_the_minimum_over_kept_rows():
     """There the mean gradient of the kept rows and the weight decay cancel."""
     dataset, truth = planted()
     settings = jp.victims.ToConvergence(weight_decay=1e-2, tolerance=1e-4)
-    found = jp.defenses.converged(head(), settings)(KEY, dataset, jnp.asarray(~truth))
-    mean = _matrix(found, dataset)[~truth].mean(axis=0).reshape(CLASSES, WIDTH + 1)
+    keep = ~truth & (np.arange(300) % 2 == 0)
+    found = jp.defenses.converged(head(), settings)(KEY, dataset, jnp.asarray(keep))
+    mean = _matrix(found, dataset)[keep].mean(axis=0).reshape(CLASSES, WIDTH + 1)
     kernel, bias = (
         next(np.asarray(a) for a in jax.tree.leaves(found.params) if a.ndim == n) for n in (2, 1)
     )

@@ -286,6 +286,7 @@ def test_several_classes_at_either_side_of_the_threshold(x64):
     record = theory.reach(target, clean, 0.9)
     assert record.reachable is False and record.tau == pytest.approx(1)
     assert record.floor == pytest.approx(0.1 * top / np.linalg.norm(centered))
+    assert theory.floor(kernel, g, 0.9, omega=top) == pytest.approx(record.floor)
     assert record.floor * (1 - 1e-9) <= below < 1.01 * record.floor
     above, points = best_residual(head(5, 3), target, clean, label, 1.1, start)
     assert above < 1e-6 and theory.reach(target, clean, 1.1).reachable is True
@@ -462,6 +463,10 @@ def test_weight_decay_of_a_mean_over_classes_cannot_be_canceled():
         assert record.reachable is False and record.tau == math.inf
     mean = np.linalg.norm((kernel + 0.5).mean(axis=1)) * math.sqrt(3)
     assert record.floor == pytest.approx(0.1 * mean)
+    record = theory.reach(off, [g], 50.0, weight_decay=0.1, normalize="all")
+    centered = kernel - kernel.mean(axis=1, keepdims=True)
+    rest = theory.floor(centered, g + 51 * 0.1 * centered, 50.0, omega=OMEGA[3])
+    assert record.floor == pytest.approx(math.hypot(rest, 51 * 0.1 * mean))
     assert theory.reach(Variables([kernel], {}), [g], 50.0).reachable is True
 
 
