@@ -1,15 +1,13 @@
-"""Four fake devices, cheap compilation, its cache on disk, and the strict flags of the suite."""
+"""Four fake devices, a compilation cache on disk, and the strict flags of the suite."""
 
 import gc
 import os
 import pathlib
 import tempfile
 
-from tests.flags import xla
-
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
-    os.environ["XLA_FLAGS"] = f"{xla(4)} {_flags}".strip()  # of two, the last holds
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=4".strip()
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402

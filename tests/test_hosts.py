@@ -20,7 +20,6 @@ from jaxpoison import checkpoint, hosts, over
 from jaxpoison.lock import NAME
 from jaxpoison.report import StudyConfig
 from jaxpoison.types import InputError
-from tests.flags import xla
 from tests.report import hosts_job
 from tests.test_loops import DATA, KEY, walk
 
@@ -35,7 +34,7 @@ def start(runs, own, port, *words, slow=0.0):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla(2),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAXPOISON_TEST_SLOW": str(slow),
     }
     command = [sys.executable, "-m", "tests.report.hosts_job", "--runs", str(runs)]

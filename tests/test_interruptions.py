@@ -16,7 +16,6 @@ from rich.console import Console
 
 import jaxpoison as jp
 from jaxpoison import checkpoint, loops, signals
-from tests.flags import xla
 from tests.test_loops import KEY, go, one_line, walk
 
 
@@ -91,7 +90,7 @@ def start(folder, *, die_at=0, slow=0.0):
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": xla(1),
+        "XLA_FLAGS": "",
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-c", code, str(folder), str(die_at), str(slow)]

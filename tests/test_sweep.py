@@ -16,7 +16,6 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.types import InputError
 from tests import sweep_hosts
-from tests.flags import xla
 from tests.sweep_hosts import PER, SEED, STEPS, crafted, scenarios, study, trained
 from tests.test_hosts import ROOT
 
@@ -165,7 +164,7 @@ def test_two_hosts_give_the_bits_of_one(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla(2),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-m", "tests.sweep_hosts", str(tmp_path / "out.npz")]
     both = [

@@ -15,7 +15,6 @@ import jaxpoison as jp
 from jaxpoison.book import Book
 from jaxpoison.data import poisoned
 from jaxpoison.types import InputError
-from tests.flags import xla
 from tests.report import small_targeted, targeted_hosts
 from tests.test_hosts import ROOT
 
@@ -120,7 +119,7 @@ def test_two_hosts_share_the_setups(pairs, tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla(1),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
     }
     command = [sys.executable, "-m", "tests.report.targeted_hosts", str(tmp_path)]
     both = [

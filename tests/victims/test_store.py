@@ -18,7 +18,6 @@ from jaxpoison import checkpoint, victims
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.types import Dataset, InputError, Split, Variables
 from jaxpoison.victims import recipes
-from tests.flags import xla
 
 KEY, SHAPE, CLASSES = jax.random.key(0), (8, 8, 1), 3
 OPTIONS = {"hidden": (6,), "dtype": jnp.float32, "mean": (0.5,), "std": (0.25,)}
@@ -250,7 +249,7 @@ def test_two_hosts_save_seeds_spread_over_both_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = {"XLA_FLAGS": xla(2), "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     words = [sys.executable, "-c", TWO, address]
     processes = [
         subprocess.Popen([*words, own, tmp_path / "deep" / "victim"], env=os.environ | flags)
