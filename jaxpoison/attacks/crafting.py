@@ -33,6 +33,7 @@ from jaxpoison.types import (
     Victim,
 )
 from jaxpoison.victims import Recipe
+from jaxpoison.victims.evaluate import check_variables
 
 __all__ = [
     "POLYTOPE_BENCHMARK",
@@ -266,25 +267,11 @@ def check_aux(networks: Sequence[Victim], crafting: Crafting, aux: Any) -> None:
         return
     if len(networks) == 1:
         members = num if num > 1 else None
-        _check_variables(networks[0], members, variables(aux), "scenario.aux")
+        check_variables(networks[0], variables(aux), "scenario.aux", members=members)
         return
     for i, (network, one) in enumerate(zip(networks, per_network(aux, len(networks)), strict=True)):
         members = len(range(i, num, len(networks)))
-        _check_variables(network, members, variables(one), f"scenario.aux[{i}]")
-
-
-def _check_variables(network: Victim, members: int | None, aux: Any, name: str) -> None:
-    expected = jax.eval_shape(network.init, jax.random.key(0))
-    if jax.tree.structure(aux) != jax.tree.structure(expected):
-        raise InputError(f"{name} is not the Variables of its surrogate network")
-    lead = () if members is None else (members,)
-    form = "of one surrogate" if members is None else f"stacked over its {members} surrogates"
-    for leaf, want in zip(jax.tree.leaves(aux), jax.tree.leaves(expected), strict=True):
-        if jnp.shape(leaf) != (*lead, *want.shape):
-            raise InputError(
-                f"{name} has an array of shape {jnp.shape(leaf)} where {(*lead, *want.shape)} is "
-                f"expected, {form}"
-            )
+        check_variables(network, variables(one), f"scenario.aux[{i}]", members=members)
 
 
 def _takes(function: Any, num: int) -> bool:

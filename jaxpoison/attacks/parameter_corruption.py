@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Key, Variables, Victim, as_float
+from jaxpoison.victims.evaluate import check_variables
 
 __all__ = ["Corruption", "parameter_corruption", "scale_target"]
 
@@ -101,13 +102,14 @@ def parameter_corruption(
       order: [N], in which rows are taken in every pass; None shuffles each pass.
 
     Returns: Variables, params scale (w + a), statistics as they were.
-    Errors: InputError for an order of another length, or for no rows.
+    Errors: InputError for an order of another length, for no rows, or arrays of another network.
     Cost: one gradient per mini-batch; a sort of all parameters too where `num` is given.
     Source: Sun et al. 2021 (AAAI), sections on the closed form and on gradient-based corruption;
       Lu et al. 2023, released code; for other p by Hoelder's inequality.
     """
     total = dataset.label.shape[0]
     check.at_least(1, rows=total)
+    check_variables(victim, variables, "the network to corrupt")
     if order is not None and order.shape != (total,):
         raise InputError(f"order has shape {order.shape}; the data set has {total} rows")
     start, unravel = ravel_pytree(variables.params)

@@ -50,10 +50,15 @@ def with_added(clean: Dataset, poison: Poisoned) -> Dataset:
       poison: from `poisoned.read`, P added rows alone; verified, lest it be of another set.
 
     Returns: N + P rows, uint8 where both are, else float32.
-    Raises: InputError for a folder that has other rows than added ones, or rows of another shape.
+    Raises: InputError for a folder that has other rows than added ones, a clean set of
+      another number of rows, or rows of another shape.
     """
     if poison.manifest.rows != "added" or not poison.mask.all():
         raise InputError("the poison does not consist of added rows alone; see with_poison")
+    if len(clean.label) != (num := poison.manifest.source["num_rows"]):
+        raise InputError(
+            f"the clean set has {len(clean.label)} rows; the poison is of one of {num}"
+        )
     image, added = np.asarray(clean.image), np.asarray(poison.dataset.image)
     if image.shape[1:] != added.shape[1:]:
         raise InputError(f"clean rows are {image.shape[1:]}, added ones {added.shape[1:]}")

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison.types import Dataset, InputError, Variables, Victim, as_float
 from jaxpoison.victims import Extractor, extract
+from jaxpoison.victims.evaluate import check_variables
 
 __all__ = ["SPACES", "Known", "network", "trusted", "vectors"]
 
@@ -27,12 +28,13 @@ class Known(NamedTuple):
     trusted: Any = ()
 
 
-def network(aux: Known) -> Variables:
-    """The trained network, or an InputError."""
+def network(victim: Victim, aux: Known) -> Variables:
+    """The trained network, or an InputError, also for arrays of another network than `victim`."""
     if not isinstance(aux.variables, Variables):
         raise InputError(
             "this filter reads a network trained on the set; Known.variables holds none"
         )
+    check_variables(victim, aux.variables, "Known.variables")
     return aux.variables
 
 
@@ -57,5 +59,5 @@ def vectors(space: str, victim: Victim | None, dataset: Dataset, aux: Known) -> 
     if space == "features":
         if victim is None:
             raise InputError("space = features needs a victim")
-        dataset = extract(Extractor(victim, network(aux)), dataset)
+        dataset = extract(Extractor(victim, network(victim, aux)), dataset)
     return as_float(jnp.asarray(dataset.image)).reshape(dataset.label.shape[0], -1)

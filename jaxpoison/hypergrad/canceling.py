@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxpoison import check, tree
 from jaxpoison.types import Hypergrad, InputError, Key, Perturbation, Scenario, Variables, Victim
 from jaxpoison.victims import mean_gradient, partial_variables, partial_victim
+from jaxpoison.victims.evaluate import check_variables
 from jaxpoison.victims.head import join, part
 
 __all__ = ["Canceling", "canceling", "opposing_labels"]
@@ -84,7 +85,8 @@ def canceling(
 
     Returns: a Hypergrad; phi is `Canceling`.
     Errors: InputError for a bad argument or a space that adds no rows; at init for an empty
-      `scenario.aux` or `scenario.index`, and if no parameter is marked.
+      `scenario.aux` or `scenario.index`, a target of another network, and if no parameter is
+      marked.
     Source: Lu et al. 2023 (ICML), equation of gradient canceling; means in the place of sums. The
       un-squared objectives and `sums`: its released code, and a later one for heads.
     """
@@ -106,6 +108,7 @@ def canceling(
             raise InputError(
                 "scenario.aux must be the Variables of a network trained on clean data"
             )
+        check_variables(victim, network, "scenario.aux")
         mask = _mask(params, network.params)
         own = partial_variables(network, mask)
         clean = mean_gradient(

@@ -107,6 +107,8 @@ def free_points(
       all of them. Values stay as they are, also outside [0, 1] where the constraint lets them.
     Errors: InputError for a bad argument; other labels need num_classes, a sigmoid two bounds.
     """
+    if not isinstance(constraint, Constraint):
+        raise InputError(f"constraint = {constraint!r}; write Constraint(...), see its kinds")
     check.one_of(LABELS, labels=labels)
     check.one_of(STARTS, start=start)
     if labels != "base":

@@ -21,6 +21,7 @@ __all__ = [
     "accuracy",
     "assess",
     "assessment",
+    "check_variables",
     "checked_assessment",
     "confusion",
     "hits",
@@ -318,6 +319,32 @@ def is_stacked(network: Victim | Generator, variables: Variables) -> bool:
         return True
     x, y = next(pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1])
     raise InputError(f"the variables are of another network: an array is {x}, not {y}")
+
+
+def check_variables(
+    network: Victim, variables: Any, name: str, *, members: int | None = None
+) -> None:
+    """That the arrays are those of this network, or of `members` of it with a leading axis.
+
+    Args:
+      network: by the shapes of its init; nothing is computed.
+      variables: the arrays.
+      name: what the message calls them.
+      members: None for one network, without a leading axis.
+
+    Raises: InputError if they are not.
+    """
+    expected = jax.eval_shape(network.init, jax.random.key(0))
+    if jax.tree.structure(variables) != jax.tree.structure(expected):
+        raise InputError(f"{name} is not the Variables of its network: their names differ")
+    lead = () if members is None else (members,)
+    form = "of one network" if members is None else f"stacked over {members} networks"
+    for leaf, want in zip(jax.tree.leaves(variables), jax.tree.leaves(expected), strict=True):
+        if jnp.shape(leaf) != (*lead, *want.shape):
+            raise InputError(
+                f"{name} has an array of shape {jnp.shape(leaf)} where {(*lead, *want.shape)} is "
+                f"expected, {form}"
+            )
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:

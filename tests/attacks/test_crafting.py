@@ -294,7 +294,7 @@ def bad_aux(line, aux, networks=1, ensemble=1):
 
 def test_an_aux_of_another_form_is_one_line():
     one = gray()[1].aux
-    bad_aux("scenario.aux is not the Variables of its surrogate network", one.params)
+    bad_aux("scenario.aux is not the Variables of its network", one.params)
     bad_aux("scenario.aux has an array of shape (2, ", stacked(2, [0, 0]))
     bad_aux("scenario.aux has an array of shape (2, ", stacked(2, [0, 0]), ensemble=3)
     bad_aux("scenario.aux is Variables; it must be a tuple of 2 entries", one, 2, 2)

@@ -168,3 +168,10 @@ def test_an_order_of_another_length():
         parameter_corruption(
             KEY, victim, victim.init(KEY), rows(5), Corruption(), order=jnp.arange(3)
         )
+
+
+def test_arrays_of_another_network():
+    victim = linear_loss()
+    stacked = jax.tree.map(lambda x: x[None], victim.init(KEY))
+    with pytest.raises(jp.InputError, match="the network to corrupt has an array of shape"):
+        parameter_corruption(KEY, victim, stacked, rows(5), Corruption())

@@ -94,6 +94,8 @@ def test_added_points_follow_the_clean_set(tmp_path):
     with pytest.raises(InputError, match="does not consist of added rows alone; see with_poison"):
         with_added(CLEAN, folder(tmp_path / "q", [1]))
     short = Dataset(CLEAN.image[:, :1], CLEAN.label)
+    with pytest.raises(InputError, match="the clean set has 2 rows; the poison is of one of 5"):
+        with_added(Dataset(CLEAN.image[:2], CLEAN.label[:2]), poison)
     with pytest.raises(InputError, match=r"clean rows are \(1, 2, 1\), added ones \(2, 2, 1\)"):
         with_added(short, poison)
 

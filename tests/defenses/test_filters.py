@@ -200,6 +200,9 @@ def test_what_is_missing_in_known_is_named():
     nothing = jp.defenses.Known()
     with pytest.raises(jp.InputError, match="Known.variables holds none"):
         jp.defenses.largest_loss(head()).screen(KEY, dataset, nothing)
+    other = jp.models.logistic_regression((1, 1, 99), 10).init(KEY)
+    with pytest.raises(jp.InputError, match="Known.variables (has an array|is not the Variables)"):
+        jp.defenses.largest_loss(head()).screen(KEY, dataset, jp.defenses.Known(other))
     with pytest.raises(jp.InputError, match="Known.trusted holds none"):
         jp.defenses.norm_filter().screen(KEY, dataset, nothing)
     with pytest.raises(jp.InputError, match="60 neighbors of 60 rows; at most 59"):

@@ -180,6 +180,9 @@ def test_scenarios_and_spaces_that_cannot_be_used():
         jp.hypergrad.canceling(victim, jp.perturb.per_sample(jp.perturb.Budget("linf", 0.1)))
     with pytest.raises(jp.InputError, match="Variables of a network trained on clean data"):
         make().init(jax.random.key(0), scenario._replace(aux=()))
+    with pytest.raises(jp.InputError, match="scenario.aux has an array of shape"):
+        stacked = jax.tree.map(lambda x: x[None], scenario.aux)
+        make().init(jax.random.key(0), scenario._replace(aux=stacked))
     with pytest.raises(jp.InputError, match=r"scenario\.index is empty"):
         make().init(jax.random.key(0), scenario._replace(index=scenario.index[:0]))
     with pytest.raises(jp.InputError, match="no parameter is marked"):
@@ -187,5 +190,7 @@ def test_scenarios_and_spaces_that_cannot_be_used():
         make(params=lambda params: none).init(jax.random.key(0), scenario)
     with pytest.raises(jp.InputError, match="has not the form of the parameters"):
         make(params=lambda params: True).init(jax.random.key(0), scenario)
+    with pytest.raises(jp.InputError, match=r"constraint = 'box'; write Constraint\(\.\.\.\)"):
+        inspect.unwrap(jp.perturb.free_points)("box")
     with pytest.raises(jp.InputError, match="a sigmoid needs two bounds"):
         jp.perturb.free_points(sigmoid=True)

@@ -35,7 +35,8 @@ from jaxpoison.types import (
     Victim,
     as_float,
 )
-from jaxpoison.victims import ToConvergence, converge
+from jaxpoison.victims import ToConvergence, converge, on_features
+from jaxpoison.victims.evaluate import check_variables
 
 __all__ = ["TGDA", "Stackelberg", "TotalGradientInfo", "total_gradient"]
 
@@ -318,7 +319,10 @@ def _game(
     def inner_init(key, scenario):
         del key
         check.some_rows(scenario)
-        params, stats = scenario.aux[0] if paired else scenario.aux
+        known = scenario.aux[0] if paired and len(scenario.aux) else scenario.aux
+        whole = victim if extractor is None else on_features(extractor, victim)
+        check_variables(whole, known, "the network in scenario.aux")
+        params, stats = known
         return Follower(params, stats, sgd.init(params), jnp.int32(0))
 
     def inner_loss(key, theta, phi, scenario):

@@ -51,7 +51,7 @@ def influence(
 
     def screen(key, dataset, aux):
         del key
-        dataset, known = jax.tree.map(jnp.asarray, (dataset, network(aux)))
+        dataset, known = jax.tree.map(jnp.asarray, (dataset, network(victim, aux)))
         params, num = known.params, dataset.label.shape[0]
         batches = tree.batches(dataset, batch_size)
 

@@ -29,7 +29,7 @@ def largest_loss(victim: Victim, *, share: float = 0.03, num_classes: int | None
 
     def screen(key, dataset, aux):
         del key
-        scores = logits(victim, network(aux), dataset.image)
+        scores = logits(victim, network(victim, aux), dataset.image)
         label = jnp.asarray(dataset.label)
         loss = optax.softmax_cross_entropy_with_integer_labels(scores, label)
         keep, _ = keep_below(loss, *groups(label, num_classes), share)
@@ -65,7 +65,7 @@ def largest_gradient(
         dataset = jax.tree.map(jnp.asarray, dataset)
         group, num = groups(dataset.label, num_classes)
         blocks = class_blocks(group, num)
-        operator = OPERATORS[gradients](victim, network(aux), dataset, blocks)
+        operator = OPERATORS[gradients](victim, network(victim, aux), dataset, blocks)
         score = blocks.rejoin(operator.norm(), dataset.label.shape[0])
         return Screening(keep_below(score, group, num, share)[0], score)
 

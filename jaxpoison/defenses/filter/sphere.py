@@ -61,9 +61,9 @@ def sphere(
         if victim is not None and space == "gradients":
             make = OPERATORS[gradients]
             blocks, away = class_blocks(own, num), class_blocks(other, num)
-            there = make(victim, network(aux), clean, away)
+            there = make(victim, network(victim, aux), clean, away)
             mean = mean_gradients(there, away, other.shape[0])
-            here = make(victim, network(aux), dataset, blocks)
+            here = make(victim, network(victim, aux), dataset, blocks)
             score = blocks.rejoin(gradient_gaps(here, blocks, mean), own.shape[0])
         else:
             x, z = (vectors(space, victim, rows, aux) for rows in (dataset, clean))
