@@ -27,13 +27,24 @@ class Config(FeatureConfig):
 
     SMALL = {
         "pretraining": "small_supervised",
-        "train_images": 4000,
+        "train_images": 1000,
         "test_images": 2000,
         "pretrain_images": 10_000,
-        "cancel_steps": 600,
-        "match_steps": 300,
-        "decoder_epochs": 10,
-        "shares": (0.03, 0.1),
+        "cancel_steps": 300,
+        "pixel_steps": 40,
+        "match_steps": 40,
+        "match_rate": 0.03,
+        "decoder_epochs": 20,
+        "decoder_batch": 32,
+        "methods": (
+            "random-points",
+            "label-flip",
+            "features",
+            "features-range",
+            "decoder",
+            "matching",
+            "pixels-box",
+        ),
     }
 
     pretrain_classes: tuple[int, ...] = (0, 1, 2, 3, 4)

@@ -88,13 +88,19 @@ class FeatureConfig(AddedImageConfig):
     target_scale: float = 0.05
     """By which the target head is multiplied: the same predictions, easier to reach."""
     cancel_steps: int = 2000
-    """Of gradient canceling, in features and in pixels."""
+    """Of gradient canceling in features."""
+    pixel_steps: int = 2000
+    """Of gradient canceling in pixels, each through the extractor."""
     match_steps: int = 1000
     """Of feature matching."""
+    match_rate: float = 0.01
+    """Of its Adam, pixels in [0, 1]."""
     beta: float = 0.25
     """Weight of closeness to the base image, of "matching-close"."""
     decoder_epochs: int = 50
     """Of the decoder."""
+    decoder_batch: int = 256
+    """Of its training."""
     eps: float = 8 / 255
     """Radius around the base image of "pixels-linf", pixels in [0, 1]."""
     tgda_epochs: int = 25
@@ -112,9 +118,11 @@ class FeatureConfig(AddedImageConfig):
         check.one_of(tuple(PRETRAININGS), pretraining=self.pretraining)
         if self.pretrain_epochs is not None:
             check.at_least(1, pretrain_epochs=self.pretrain_epochs)
-        numbers = ("epochs", "cancel_steps", "match_steps", "decoder_epochs")
+        numbers = ("epochs", "cancel_steps", "pixel_steps", "match_steps")
+        numbers += ("decoder_epochs", "decoder_batch")
         check.at_least(1, **{name: getattr(self, name) for name in (*numbers, "tgda_epochs")})
         check.positive(radius=self.radius, weight_decay=self.weight_decay)
+        check.positive(match_rate=self.match_rate)
         check.number(above=0, most=1, target_scale=self.target_scale)
         check.number(least=0, beta=self.beta)
         check.radius("linf", self.eps)
@@ -130,7 +138,8 @@ class FeatureConfig(AddedImageConfig):
             "pretrain_epochs": 1,
             "epochs": 1,
         }
-        few |= {"cancel_steps": 2, "match_steps": 2, "victims": 2, "shares": (0.05,)}
+        few |= {"cancel_steps": 2, "pixel_steps": 2, "match_steps": 2}
+        few |= {"victims": 2, "shares": (0.05,)}
         return cls.small(**few | {"methods": ("random-points", "features", "matching")} | options)
 
     def pretrained(self, name: str, split: Split, num_classes: int) -> Extractor:
@@ -210,16 +219,18 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
     target = Corruption(config.radius, batch_size=64, scale=config.target_scale)
     whole = on_features(extractor.victim, head)
     rng = Constraint("range")
-    labels: dict[str, Any] = {"labels": "random", "num_classes": num_classes}
+    labels: dict[str, Any] = {"labels": "balanced", "num_classes": num_classes}
     common: dict[str, Any] = {"corruption": target, "weight_decay": config.weight_decay, **labels}
-    free = common | {"steps": config.cancel_steps}
     staged = common | {"feature_constraint": rng, "cancel_steps": config.cancel_steps}
-    staged |= {"cancel_rate": 0.1 * std, "match_steps": config.match_steps}
+    staged |= {"cancel_rate": 0.3 * std, "match_steps": config.match_steps}
+    staged |= {"match_rate": config.match_rate}
 
     def canceling(victim, expect, **options):
+        steps = config.cancel_steps if victim is head else config.pixel_steps
         return added_arm(
-            attacks.gradient_canceling, victim, expect=expect, batch_size=BATCH, **free, **options
-        )
+            attacks.gradient_canceling, victim, expect=expect, steps=steps, batch_size=BATCH,
+            **common, **options,
+        )  # fmt: skip
 
     def inverted(expect, decoder=None, **options):
         return added_arm(
@@ -229,7 +240,9 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
 
     def decoded():
         decoder, variables = _decoder(experiment, config, extractor, split)
-        return inverted("near the control", decoder, inversion="decoder", aux=variables)
+        return inverted(
+            "a few points below clean at the most", decoder, inversion="decoder", aux=variables
+        )
 
     def tgda(**options):
         game = dataclasses.replace(
@@ -247,25 +260,27 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
             attacks.random_points, num_classes=num_classes, expect="as clean"
         ),
         "label-flip": lambda: added_arm(
-            attacks.label_flip, num_classes=num_classes, expect="near clean"
+            attacks.label_flip,
+            num_classes=num_classes,
+            expect="near clean; about ten points lower at share 1",
         ),
         "features": lambda: canceling(
-            head, "the target head itself", space="features", constraint=Constraint("none"),
-            learning_rate=0.3, std=(std,),
+            head, "the target head by L-BFGS, above it by SGD", space="features",
+            constraint=Constraint("none"), learning_rate=3.0, std=(std,),
         ),  # fmt: skip
         "features-range": lambda: canceling(
-            head, "between clean and target", space="features", constraint=rng,
-            learning_rate=0.1, std=(std,),
+            head, "near clean; the target head at share 1", space="features", constraint=rng,
+            learning_rate=0.3, std=(std,),
         ),  # fmt: skip
         "decoder": decoded,
-        "matching": lambda: inverted("some points below the control"),
+        "matching": lambda: inverted("a few points below clean; about ten at share 1"),
         "matching-close": lambda: inverted("about as without beta", beta=config.beta),
         "pixels": lambda: canceling(
             whole, "low: nothing limits the points", constraint=Constraint("none"),
             learning_rate=0.05,
         ),  # fmt: skip
         "pixels-box": lambda: canceling(
-            whole, "above unlimited pixels", constraint=Constraint("box"), learning_rate=0.02
+            whole, "about as matching", constraint=Constraint("box"), learning_rate=0.02
         ),
         "pixels-linf": lambda: canceling(
             whole, "near the control", constraint=Constraint("linf", config.eps),
@@ -289,8 +304,9 @@ def _decoder(
     data = PairSplit(*(pairs(extractor, part) for part in split))
     shape, width = split.train.image.shape[1:], data.train.features.shape[1]
     decoder = models.conv_decoder(width, shape, width=16 if config.scale == "small" else 64)
-    training = decoder_training(decoder)
-    facts = {"extractor": tree_sha256(extractor.variables), **fingerprint(split.train)}
+    training = decoder_training(decoder, batch_size=config.decoder_batch)
+    facts = {"extractor": tree_sha256(extractor.variables), "batch": config.decoder_batch}
+    facts |= fingerprint(split.train)
     bound = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     directory = config.runs / "pretrained" / f"decoder-{experiment}-{config.name}-{bound}"
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
