@@ -15,12 +15,12 @@ from jaxpoison.report.added_reach import reachable
 from jaxpoison.report.added_sides import Side
 from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables, Victim
-from jaxpoison.victims import assess, split_head
+from jaxpoison.victims import assess, interval, split_head
 
-__all__ = ["Crafted", "craft", "label_of", "progress"]
+__all__ = ["Crafted", "craft", "gathered", "label_of", "progress"]
 
-POINTS = 100
-"""Of a curve in the record, besides its last step."""
+POINTS = 33
+"""Of a curve in the record, its ends included."""
 
 
 class Crafted(NamedTuple):
@@ -179,12 +179,35 @@ def progress(info: Any, cancels: bool) -> dict[str, Any]:
     return found
 
 
+def gathered(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where an attack came under several attack keys: intervals over them of what all of them have.
+
+    Args:
+      found: by attack key, the `added` entries of one follower.
+
+    Returns: {target_accuracy, residual and feature_error at the last step, distance (mean over
+      victims)}, those that there are.
+    """
+    take = {
+        "target_accuracy": lambda one: one.get("target_accuracy"),
+        "residual": lambda one: (one.get("residual") or {}).get("last"),
+        "feature_error": lambda one: (one.get("feature_error") or {}).get("last"),
+        "distance": lambda one: (one.get("distance") or {}).get("mean"),
+    }
+    values = {
+        name: [value for entry in found if (value := one(entry)) is not None]
+        for name, one in take.items()
+    }
+    whole = {name: own for name, own in values.items() if len(own) == len(found)}
+    return {name: interval(own)._asdict() for name, own in whole.items()}
+
+
 def _curve(values: np.ndarray) -> dict[str, Any]:
-    """First and last value, and the curve at about 100 steps."""
+    """First and last value, and the curve at about 33 steps, to six digits."""
     steps = np.unique(np.linspace(0, len(values) - 1, min(POINTS, len(values))).astype(int))
     return {
         "first": float(values[0]),
         "last": float(values[-1]),
         "steps": (steps + 1).tolist(),
-        "curve": values[steps].tolist(),
+        "curve": [float(f"{value:.6g}") for value in values[steps]],
     }

@@ -14,7 +14,7 @@ from jaxpoison.data.verification import fingerprint
 from jaxpoison.models import num_params
 from jaxpoison.report import added_figures
 from jaxpoison.report.added_arms import AddedArm
-from jaxpoison.report.added_cells import Crafted, craft, label_of
+from jaxpoison.report.added_cells import Crafted, craft, gathered, label_of
 from jaxpoison.report.added_checks import (
     base_rows,
     check_added_arms,
@@ -114,10 +114,10 @@ def added_job(
         options = {"num": config.victims, "chunk": chunk, "as_float": as_float}
         sides[name] = Side(name, player, split, study, victim_key, **options)
         sides[name].learn_clean(clean)
-    shown: list[added_figures.Shown] = []
+    shown: list[tuple[int, added_figures.Shown]] = []
     for name, one in arms.items():
         side = sides[one.player]
-        for share in one.shares or ():
+        for number, share in enumerate(one.shares or ()):
             index = base_rows(rows_key, num, share)
             labels = [label_of(one.player, name, share, s) for s in range(config.craft_seeds)]
             for s, label in enumerate(labels):
@@ -125,14 +125,15 @@ def added_job(
                 crafted = craft(study, side, name, one, index, key, label=label, source=source)
                 _judge(study, side, one, crafted, f"{name} share={share:g}", s, filter_key)
                 if s == 0 and crafted.poison.manifest.domain != "features":
-                    shown.append(_shown(label, crafted, split.train))
+                    shown.append((number, _shown(label, crafted, split.train)))
             if len(labels) > 1:
                 _gather(study, side, f"{name} share={share:g}", len(labels))
     last = max(arms[main].shares or ())
     top = label_of(arms[main].player, main, last, 0)
 
     def draw(record: dict[str, Any]) -> None:
-        added_figures.points(study.folder / "grid.png", shown)
+        ordered = sorted(shown, key=lambda one: one[0])  # all arms at one share, then the next
+        added_figures.points(study.folder / "grid.png", [one for _, one in ordered])
         added_figures.residuals(study.folder / "residual.png", record)
         added_figures.reach(study.folder / "reach.png", record)
 
@@ -180,7 +181,10 @@ def _gather(study: Study, side: Side, arm: str, num: int) -> None:
         victim = victim_name(side.name, follower)
         repeats = [f"{arm}.{s}" for s in range(1, num)]
         every = [study.judging.arms[entry(name, victim)] for name in [arm, *repeats]]
-        gather_filters([one["added"].get("filters", {}) for one in every])
+        found = [one["added"] for one in every]
+        gather_filters([one.get("filters", {}) for one in found])
+        if over_keys := gathered(found):
+            found[0]["craft_seeds"] = over_keys
         study.judging.gather(arm, repeats, network=victim)
 
 

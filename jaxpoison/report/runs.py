@@ -189,6 +189,10 @@ def _check_added(name: str, value: Any) -> None:
         _check_rate(f"{name}.distance", value["distance"])
     target = value.get("target_accuracy")
     _need(target is None or _number(target), f"{name}.target_accuracy")
+    over_keys = value.get("craft_seeds", {})
+    _need(isinstance(over_keys, dict), f"{name}.craft_seeds")
+    for key, one in over_keys.items():
+        _check_rate(f"{name}.craft_seeds.{key}", one)
     filters = value.get("filters", {})
     _need(isinstance(filters, dict), f"{name}.filters")
     for key, one in filters.items():

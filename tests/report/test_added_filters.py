@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxpoison.report.added_cells import gathered
 from jaxpoison.report.added_filters import gather_filters
 
 
@@ -25,3 +26,18 @@ def test_attack_keys_are_gathered_as_intervals():
     assert "craft_seeds" not in found[1]["loss"]
     other = found[0]["range"]["craft_seeds"]
     assert other["precision"] is None and other["final_accuracy"] is None
+
+
+def test_what_attack_keys_came_to_is_gathered():
+    found = [
+        {
+            "target_accuracy": 0.1 * key,
+            "residual": {"first": 3.0, "last": float(key)},
+            "distance": {"mean": 2.0, "low": None, "high": None, "values": [2.0]} if key else None,
+        }
+        for key in range(3)
+    ]
+    seeds = gathered(found)
+    assert set(seeds) == {"target_accuracy", "residual"}  # one key has no distance, none an error
+    assert seeds["target_accuracy"]["values"] == pytest.approx([0.0, 0.1, 0.2])
+    assert seeds["residual"]["values"] == [0.0, 1.0, 2.0]

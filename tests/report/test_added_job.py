@@ -105,7 +105,7 @@ def test_a_reachable_target_is_what_a_convergent_follower_ends_at(finished):
     free, ball = (record["arms"][f"lbfgs/{n} share=0.5"]["added"] for n in ("free", "ball"))
     assert free["residual"]["last"] < 0.1 * free["residual"]["first"]
     assert ball["residual"]["last"] > 0.5 * ball["residual"]["first"]
-    assert free["residual"]["curve"][-1] == free["residual"]["last"]
+    assert free["residual"]["curve"][-1] == pytest.approx(free["residual"]["last"], rel=1e-5)
     assert free["residual"]["steps"][-1] == 200
     assert free["distance"]["mean"] < ball["distance"]["mean"]
     assert free["drop"]["mean"] > ball["drop"]["mean"] + 0.2
