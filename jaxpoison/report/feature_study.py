@@ -241,7 +241,7 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
     def decoded():
         decoder, variables = _decoder(experiment, config, extractor, split)
         return inverted(
-            "a few points below clean at the most", decoder, inversion="decoder", aux=variables
+            "near clean; some points lower at share 1", decoder, inversion="decoder", aux=variables
         )
 
     def tgda(**options):
@@ -262,10 +262,10 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
         "label-flip": lambda: added_arm(
             attacks.label_flip,
             num_classes=num_classes,
-            expect="near clean; about ten points lower at share 1",
+            expect="near clean; ten to twenty points lower at share 1",
         ),
         "features": lambda: canceling(
-            head, "the target head by L-BFGS, above it by SGD", space="features",
+            head, "towards the target head; SGD less surely", space="features",
             constraint=Constraint("none"), learning_rate=3.0, std=(std,),
         ),  # fmt: skip
         "features-range": lambda: canceling(
@@ -280,7 +280,8 @@ def _arms(experiment, config, extractor, head, std, split, num_classes) -> dict[
             learning_rate=0.05,
         ),  # fmt: skip
         "pixels-box": lambda: canceling(
-            whole, "about as matching", constraint=Constraint("box"), learning_rate=0.02
+            whole, "near clean; some points lower at share 1", constraint=Constraint("box"),
+            learning_rate=0.02,
         ),
         "pixels-linf": lambda: canceling(
             whole, "near the control", constraint=Constraint("linf", config.eps),
