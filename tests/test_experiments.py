@@ -1,6 +1,7 @@
 """Every experiment runs in seconds by its smoke preset, and leaves what it promises."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import json
@@ -52,6 +53,15 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def release_programs_early():
+    """All smoke runs together would hold more memory maps than a process may have."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.mark.usefixtures("release_programs_early")
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path, request, quick_compile):
     module, options = importlib.import_module(f"experiments.{name}"), {"runs": tmp_path}

@@ -21,7 +21,7 @@ from tests.data.test_poisoned import _sets, _write
         ({"index": [True]}, r"the mask has shape \(1,\)"),
         ({"source_rows": [0, 1, 2, 3, 5]}, "source_rows run from 0 to 5"),
         ({"source_rows": [0]}, r"source_rows is int64 \(1,\)"),
-        ({"domain": "audio"}, "domain = 'audio'; allowed are uint8, float, features"),
+        ({"domain": "audio"}, "domain = 'audio'; allowed are uint8, float, unbounded, features"),
         ({"rows": "some"}, "rows = 'some'; allowed are changed, added"),
         ({"source": {"split": "train"}}, "allowed are name"),
         ({"source": {"name": "x", "url": "y"}}, "allowed are name"),
