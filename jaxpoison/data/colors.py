@@ -3,7 +3,6 @@
 An image of one channel is grey already: hue, saturation and grey leave it as it is.
 """
 
-import dm_pix as pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +146,8 @@ def luma(image: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
 def _turned(image: Float[Array, "b h w c"], by: Float[Array, "b 1 1 1"]) -> Array:
     if image.shape[-1] == 1:
         return image
+    import dm_pix as pix  # here: a machine without it has all else
+
     hue, saturation, value = jnp.split(jnp.asarray(pix.rgb_to_hsv(image)), 3, axis=-1)
     hue = (hue + by) % 1.0
     return jnp.asarray(pix.hsv_to_rgb(jnp.concatenate([hue, saturation, value], axis=-1)))

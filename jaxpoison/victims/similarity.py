@@ -51,7 +51,7 @@ def similarity(
 
 @jax.jit
 def _closeness(clean, poisoned):
-    import dm_pix  # here alone: nothing else needs it
+    import dm_pix  # here: a machine without it has all else
 
     a, b = as_float(clean), as_float(poisoned)
     changed = jnp.any(a != b, axis=(1, 2, 3))
