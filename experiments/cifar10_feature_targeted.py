@@ -31,27 +31,7 @@ NAME = "cifar10_feature_targeted"
 class Config(FeatureConfig):
     """Settings of attacks on a head on features of the same data set."""
 
-    SMALL = {
-        "pretraining": "small_supervised",
-        "train_images": 500,
-        "test_images": 2000,
-        "pretrain_images": 5000,
-        "cancel_steps": 300,
-        "pixel_steps": 40,
-        "match_steps": 40,
-        "match_rate": 0.03,
-        "decoder_epochs": 20,
-        "decoder_batch": 32,
-        "methods": (
-            "random-points",
-            "label-flip",
-            "features",
-            "features-range",
-            "decoder",
-            "matching",
-            "pixels-box",
-        ),
-    }
+    SMALL = FeatureConfig.SMALL | {"train_images": 500, "pretrain_images": 5000}
 
 
 def main(config: Config) -> dict:

@@ -30,7 +30,6 @@ DECODER = jp.models.mlp_decoder(32, (8, 8, 1))
 REGIMES = {"same": 10, "transfer": 5}
 """How many classes, from 0, the extractor was trained on."""
 ARMS = (
-    "random-label",
     "label-flip",
     "random-points",
     "features",
@@ -183,12 +182,9 @@ def arms_against(config: Config, extractor: Extractor, decoder: jp.Variables) ->
 
     decoding = {"inversion": "decoder", "aux": decoder}
     return {
-        "random-label": added_arm(
-            jp.attacks.gradient_canceling, images, labels="random", num_classes=10, steps=1,
-            learning_rate=1e-9, constraint=BOX, expect="98.2 97.6 96.6; 92.8 92.6 91.8",
-        ),
         "label-flip": added_arm(
-            jp.attacks.label_flip, num_classes=10, expect="about as random labels"
+            jp.attacks.label_flip, num_classes=10,
+            expect="98.2 97.6 96.6; 92.8 92.6 91.8 where labels may be right",
         ),
         "random-points": added_arm(
             jp.attacks.random_points, num_classes=10, constraint=BOX, expect="about as clean"

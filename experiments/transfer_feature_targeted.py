@@ -28,27 +28,7 @@ NAME = "transfer_feature_targeted"
 class Config(FeatureConfig):
     """Settings of attacks on a head on features of other classes."""
 
-    SMALL = {
-        "pretraining": "small_supervised",
-        "train_images": 1000,
-        "test_images": 2000,
-        "pretrain_images": 10_000,
-        "cancel_steps": 300,
-        "pixel_steps": 40,
-        "match_steps": 40,
-        "match_rate": 0.03,
-        "decoder_epochs": 20,
-        "decoder_batch": 32,
-        "methods": (
-            "random-points",
-            "label-flip",
-            "features",
-            "features-range",
-            "decoder",
-            "matching",
-            "pixels-box",
-        ),
-    }
+    SMALL = FeatureConfig.SMALL | {"train_images": 1000, "pretrain_images": 10_000}
 
     pretrain_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of CIFAR-10 that the extractor is pretrained on."""

@@ -54,7 +54,8 @@ class Corruption:
 
     def __post_init__(self):
         if isinstance(self.norm, str):
-            check.one_of(("l2", "linf", "a number above 1"), norm=self.norm)
+            if self.norm not in ("l2", "linf"):
+                raise InputError(f"norm = {self.norm!r}; allowed are l2, linf, a number above 1")
         if not math.isinf(self.order):
             check.number(above=1, norm=self.order)
         check.positive(radius=self.radius, step_size=self.step_size)

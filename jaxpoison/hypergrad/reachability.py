@@ -47,6 +47,7 @@ __all__ = [
     "direction_share",
     "effective_gradient",
     "floor",
+    "is_linear_head",
     "joint_floor",
     "joint_threshold",
     "largest_supremum",
@@ -183,15 +184,22 @@ def _rank(w: np.ndarray) -> int:
     return int(np.sum(sizes > 1e-6 * sizes[0]))  # of float32 parameters
 
 
+def is_linear_head(params: Any) -> bool:
+    """Whether the parameters are one kernel [D, L] and at most a bias [L], all that tau reads."""
+    shapes = [np.shape(x) for x in jax.tree.leaves(params)]
+    kernels, biases = ([s for s in shapes if len(s) == n] for n in (2, 1))
+    alone = len(kernels) == 1 and len(biases) <= 1 and len(shapes) == len(kernels) + len(biases)
+    return alone and (not biases or biases[0] == kernels[0][1:])
+
+
 def _leaves(params: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """The kernel [D, L] and the bias [L] of a linear head."""
     leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(params)]
-    kernels, biases = ([x for x in leaves if x.ndim == n] for n in (2, 1))
-    alone = len(kernels) == 1 and len(biases) <= 1 and len(leaves) == len(kernels) + len(biases)
-    if not alone or (biases and len(biases[0]) != kernels[0].shape[1]):
+    if not is_linear_head(params):
         shapes = ", ".join(str(x.shape) for x in leaves) or "none"
         raise InputError(f"a linear head has a kernel [D, L] and at most a bias [L]; this has "
                          f"{shapes}")  # fmt: skip
     if not all(np.all(np.isfinite(x)) for x in leaves):
         raise InputError("the head holds numbers that are not finite")
-    return kernels[0], biases[0] if biases else None
+    kernel = next(x for x in leaves if x.ndim == 2)
+    return kernel, next((x for x in leaves if x.ndim == 1), None)

@@ -38,7 +38,7 @@ def reachable(
     Returns: {tau, reachable, floor, conditions} as the record has it; None for a network that is no
       linear head.
     """
-    if not _is_linear_head(target):
+    if not reachability.is_linear_head(target.params):
         return None
     num_added, num = len(scenario.index), len(scenario.train.label)
     weight = 1.0 if isinstance(how, Recipe) else how.added_weight
@@ -64,14 +64,6 @@ def reachable(
         "floor": float(found.floor),
         "conditions": {name: _finite(value) for name, value in found.conditions.items()},
     }
-
-
-def _is_linear_head(target: Variables) -> bool:
-    """Whether its parameters are one kernel [D, L] and at most a bias [L], all that tau reads."""
-    shapes = [x.shape for x in jax.tree.leaves(target.params)]
-    kernels, biases = ([s for s in shapes if len(s) == n] for n in (2, 1))
-    alone = len(kernels) == 1 and len(biases) <= 1 and len(shapes) == len(kernels) + len(biases)
-    return alone and (not biases or biases[0] == kernels[0][1:])
 
 
 @jax.jit(static_argnums=0)

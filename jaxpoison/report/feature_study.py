@@ -70,6 +70,26 @@ BATCH = 2000  # points at a time through an extractor; their gradients have to f
 class FeatureConfig(AddedImageConfig):
     """Settings of attacks on the head of a pretrained extractor."""
 
+    SMALL = {
+        "pretraining": "small_supervised",
+        "test_images": 2000,
+        "cancel_steps": 300,
+        "pixel_steps": 40,
+        "match_steps": 40,
+        "match_rate": 0.03,
+        "decoder_epochs": 20,
+        "decoder_batch": 32,
+        "methods": (
+            "random-points",
+            "label-flip",
+            "features",
+            "features-range",
+            "decoder",
+            "matching",
+            "pixels-box",
+        ),
+    }
+
     pretraining: str = "moco_v3_cifar10"
     """How the extractor is trained, a preset of `jaxpoison.victims.extractor_recipes`:
     moco_v3_cifar10, simclr_cifar10 (both without labels), small_simclr, small_supervised."""

@@ -36,7 +36,7 @@ from jaxpoison.victims.contrastive_losses import (
 from jaxpoison.victims.head import head_mask
 from jaxpoison.victims.learner import StepInfo, share
 from jaxpoison.victims.recipe import Recipe
-from jaxpoison.victims.train import check_batch, training
+from jaxpoison.victims.train import check_batch, of_rows, training
 
 __all__ = ["MoCoV3", "SimCLR", "as_dict", "contrastive_training", "from_dict", "pretrained"]
 
@@ -162,15 +162,7 @@ def contrastive_training(
         algorithm = _simclr(parts, method)
     rule = _optimizer(recipe.optimizer_for(num_train), mask)
     model = _learner(parts, algorithm, method.views, rule, mask)
-    process = training(model, recipe, mesh=mesh, axis=axis)
-
-    def step(key, phi, split):
-        num = split.train.label.shape[0]
-        if num != num_train:
-            raise InputError(f"the training set has {num} rows; num_train = {num_train}")
-        return process.step(key, phi, split)
-
-    return Training(process.init, step)
+    return of_rows(training(model, recipe, mesh=mesh, axis=axis), num_train)
 
 
 def pretrained(state: TrainState | Variables) -> Variables:

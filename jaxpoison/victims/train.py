@@ -126,7 +126,11 @@ def victim_training(
     check_batch(recipe, num_train, accumulate)
     check_mesh(mesh, axis, recipe.batch_size)
     model = make_learner(victim, recipe, num_train, accumulate)
-    process = training(model, recipe, mesh=mesh, axis=axis)
+    return of_rows(training(model, recipe, mesh=mesh, axis=axis), num_train)
+
+
+def of_rows(process: Training, num_train: int) -> Training:
+    """The training, for sets of `num_train` rows alone: its schedule is laid out over them."""
 
     def step(key, phi, split):
         num = split.train.label.shape[0]

@@ -101,7 +101,7 @@ def test_a_training_state_goes_on_where_it_stands():
     assert info.outer_loss[0] == other.outer_loss[0] and info.outer_loss[1] != other.outer_loss[1]
     with pytest.raises(InputError, match="^the optimizer state of scenario.aux is not that of the"):
         crafted(begun._replace(opt_state=()))
-    with pytest.raises(InputError, match="^scenario.aux is not the Variables of its surrogate"):
+    with pytest.raises(InputError, match="^scenario.aux is not the Variables of its network"):
         crafted(begun, retrain=None)
 
 
