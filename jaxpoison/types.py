@@ -29,6 +29,7 @@ __all__ = [
     "Learner",
     "Objective",
     "Perturbation",
+    "Purifier",
     "Replaced",
     "Scenario",
     "Screening",
@@ -411,6 +412,25 @@ class Filter(NamedTuple):
     """
 
     screen: Callable[..., Screening]
+
+
+class Purifier(NamedTuple):
+    """A defense that makes another training set of one, before a victim sees it.
+
+    Attributes:
+      init: (key, dataset) -> state, of the fit; () where there is nothing to fit.
+      step: (key, state, dataset) -> (state, info), one epoch of the fit, traceable: a process of
+        `run` and `run_chunks`.
+      apply: (key, state, dataset) -> Dataset of the same rows in the same order, labels unchanged.
+        Images uint8 unless the purifier says otherwise. Called outside jit: it may batch on the
+        host, or use a codec.
+      num_steps: of the fit; 0 where there is nothing to fit.
+    """
+
+    init: Callable[..., PyTree]
+    step: Callable[..., tuple[PyTree, Any]]
+    apply: Callable[..., Dataset]
+    num_steps: int = 0
 
 
 class Streaming(NamedTuple):

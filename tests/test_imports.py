@@ -40,9 +40,10 @@ SHARED_SCREENING = {
     "fits",
     "known",
     "per_sample_gradients",
+    "purified",
     "removal",
     "screened",
-}  # of defenses/, for all filters: what they are given, and how a score becomes a mask
+}  # of defenses/: what filters are given, how a score becomes a mask; how purifiers are fitted
 
 
 def modules(node: ast.AST, package: str) -> list[str]:

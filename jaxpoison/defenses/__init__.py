@@ -1,4 +1,4 @@
-"""Defenses, each a factory named as its file: settings in, a `Filter` out; applied and judged."""
+"""Defenses, each a factory named as its file: settings in, a `Filter` or a `Purifier` out."""
 
 from jaxpoison.defenses.filter.deep_knn import deep_knn, knn_distance
 from jaxpoison.defenses.filter.influence import influence
@@ -15,6 +15,8 @@ from jaxpoison.defenses.filter.sever import (
 from jaxpoison.defenses.filter.sphere import slab, sphere
 from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
+from jaxpoison.defenses.purified import fit_purify, fixed
+from jaxpoison.defenses.purify.squeeze import bit_depth, grayscale
 from jaxpoison.defenses.screened import (
     Detection,
     detection,
@@ -30,10 +32,14 @@ __all__ = [
     "Detection",
     "Known",
     "SeverSettings",
+    "bit_depth",
     "converged",
     "deep_knn",
     "detection",
     "filtered",
+    "fit_purify",
+    "fixed",
+    "grayscale",
     "influence",
     "knn_distance",
     "largest_gradient",
