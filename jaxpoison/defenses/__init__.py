@@ -16,6 +16,8 @@ from jaxpoison.defenses.filter.sphere import slab, sphere
 from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
 from jaxpoison.defenses.purified import fit_purify, fixed
+from jaxpoison.defenses.purify.jpeg import jpeg
+from jaxpoison.defenses.purify.smooth import bilateral, gaussian, gaussian_iss, mean, median
 from jaxpoison.defenses.purify.squeeze import bit_depth, grayscale
 from jaxpoison.defenses.screened import (
     Detection,
@@ -32,6 +34,7 @@ __all__ = [
     "Detection",
     "Known",
     "SeverSettings",
+    "bilateral",
     "bit_depth",
     "converged",
     "deep_knn",
@@ -39,11 +42,16 @@ __all__ = [
     "filtered",
     "fit_purify",
     "fixed",
+    "gaussian",
+    "gaussian_iss",
     "grayscale",
     "influence",
+    "jpeg",
     "knn_distance",
     "largest_gradient",
     "largest_loss",
+    "mean",
+    "median",
     "norm_filter",
     "random_filter",
     "range_filter",
