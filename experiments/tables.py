@@ -3,9 +3,9 @@
     python -m experiments.tables
 
 A table is known by its head; the tables of one record alone (sweeps; setups and tests of a targeted
-run) by the section named after it, "### NAME" or "### NAME (small run)". Whole runs come in the
-order of the list of claims, small runs after them by name. The table of added points stands in
-experiments/README.md, and in README.md where that has its head.
+run; a defense matrix) by the section named after it, "### NAME" or "### NAME (small run)". Whole
+runs come in the order of the list of claims, small runs after them by name. The table of added
+points stands in experiments/README.md, and in README.md where that has its head.
 """
 
 import argparse
@@ -14,7 +14,14 @@ import pathlib
 import re
 from typing import Any
 
-from jaxpoison.report import added_tables, sweeps, tables, targeted_markdown, targeted_tables
+from jaxpoison.report import (
+    added_tables,
+    matrix_tables,
+    sweeps,
+    tables,
+    targeted_markdown,
+    targeted_tables,
+)
 
 __all__ = ["APART", "PAGES", "RESULTS", "filled", "main", "own_tables", "read_records"]
 
@@ -83,6 +90,8 @@ def own_tables(record: dict[str, Any]) -> list[str]:
     """What stands in the section of one record; no lines of a record without one."""
     if targeted_tables.is_targeted(record):
         return [*targeted_markdown.setups(record), "", *targeted_markdown.comparisons(record)]
+    if matrix_tables.is_matrix(record):
+        return matrix_tables.markdown(record)
     return [] if added_tables.is_added(record) else sweeps.markdown(record)
 
 

@@ -13,7 +13,11 @@ from jaxpoison.report.generator_attacks import DeepConfuseConfig, GUEConfig
 from jaxpoison.report.generator_config import GeneratorConfig
 from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
+from jaxpoison.report.matrix_config import Attacker, MatrixConfig, PaperMatrixConfig
+from jaxpoison.report.matrix_job import matrix_job
+from jaxpoison.report.matrix_tables import published_cell
 from jaxpoison.report.preparation import Trainee
+from jaxpoison.report.protections import Protection, purified_by, trained_with
 from jaxpoison.report.record import published
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
@@ -23,6 +27,10 @@ from jaxpoison.report.targeted_job import targeted_job
 from jaxpoison.report.targeted_record import mean_over_victims
 
 __all__ = [
+    "Attacker",
+    "MatrixConfig",
+    "PaperMatrixConfig",
+    "Protection",
     "AddedArm",
     "AddedConfig",
     "AddedImageConfig",
@@ -58,4 +66,8 @@ __all__ = [
     "sweep",
     "targeted_job",
     "transfer_job",
+    "matrix_job",
+    "published_cell",
+    "purified_by",
+    "trained_with",
 ]

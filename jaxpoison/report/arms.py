@@ -17,7 +17,7 @@ from jaxpoison.data.rounding import ROUNDINGS, promised
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Attack, Generator, InputError
 
-__all__ = ["Arm", "Point", "Stored", "arm", "built", "control", "stored"]
+__all__ = ["Arm", "Point", "Stored", "arm", "built", "control", "settings_of", "stored"]
 
 _PLAIN = str | int | float
 HARMLESS = "within 3 of clean: change alone does little"
@@ -183,13 +183,8 @@ def built(
 
     Raises: InputError for other `num_steps` than those of a schedule, or than whole rounds.
     """
-    bound = inspect.signature(factory).bind(*parts, **options)
-    bound.apply_defaults()
-    settings = {"attack": factory.__name__} | {
-        name: setting
-        for name, value in bound.arguments.items()
-        if (setting := _setting(value)) is not _UNSAID
-    }
+    settings, arguments = settings_of(factory, parts, options)
+    settings = {"attack": factory.__name__} | settings
     attack = factory(*parts, **options)
     if num_steps is None:
         num_steps = attack.num_steps or 1
@@ -203,7 +198,21 @@ def built(
             f"num_steps = {num_steps}; {factory.__name__} selects after rounds of "
             f"{attack.round_steps} steps, so it must be a multiple of them"
         )
-    return attack, num_steps, dict(bound.arguments), settings
+    return attack, num_steps, arguments, settings
+
+
+def settings_of(
+    factory: Callable[..., Any], parts: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(those arguments of a factory that JSON can hold, all of them), defaults included."""
+    bound = inspect.signature(factory).bind(*parts, **options)
+    bound.apply_defaults()
+    settings = {
+        name: setting
+        for name, value in bound.arguments.items()
+        if (setting := _setting(value)) is not _UNSAID
+    }
+    return settings, dict(bound.arguments)
 
 
 def control(

@@ -13,7 +13,15 @@ import jinja2
 import jaxpoison
 from jaxpoison import check
 from jaxpoison.data.manifest import STATEMENT
-from jaxpoison.report import added_page, charts, sweeps, tables, targeted_page, targeted_tables
+from jaxpoison.report import (
+    added_page,
+    charts,
+    matrix_tables,
+    sweeps,
+    tables,
+    targeted_page,
+    targeted_tables,
+)
 from jaxpoison.report.cells import Cell, number, rate
 from jaxpoison.report.probes import PROBES
 from jaxpoison.report.record import flat
@@ -72,6 +80,7 @@ def html(runs: list[Run]) -> str:
         probes=[(name, PROBES[name]) for name in _probes(runs) if name in PROBES],
         targeted=[] if several else targeted_page.parts(runs[0].record),
         added=None if several else added_page.parts(runs[0]),
+        matrix=None if several else _matrix(runs[0]),
         curves=_curves(runs),
         sweeps=[] if several else _sweeps(runs[0]),
         differing=_settings(runs) if several else [],
@@ -173,6 +182,7 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 "attack keys %": rate(entry.get("craft_seeds")),
                 "PSNR dB": number(poison.get("psnr"), "{:.1f}"),
                 "SSIM": number(poison.get("ssim"), "{:.3f}"),
+                "purified PSNR dB": number(entry.get("defended", {}).get("psnr"), "{:.1f}"),
                 "s": number(tables.seconds(run.record, names[id(entry)]), "{:.1f}"),
             }
             for column, cell in row.items():
@@ -203,6 +213,13 @@ def _curves(runs: list[Run]) -> list[tuple[str, charts.Chart]]:
             if entry["curve"]:  # a victim without epochs has none
                 groups.setdefault(key, {})[full] = entry["curve"]
     return [(victim, charts.chart(curves)) for victim, curves in groups.items()]
+
+
+def _matrix(run: Run) -> str | None:
+    """The picture of a defense matrix; None of a run of another kind, or without its picture."""
+    file = run.path / "matrix.png"
+    found = matrix_tables.is_matrix(run.record) and file.is_file()
+    return charts.data_url(file.read_bytes()) if found else None
 
 
 def _sweeps(run: Run) -> list[tuple[str, charts.Chart]]:

@@ -37,6 +37,14 @@ An arm of a run with added points has besides `added` =
 with the intervals of drop, distance and final_accuracy over victims. Of several attack keys all but
 `craft_seeds` is of the first.
 
+An entry DEFENSE/ATTACK of a defense matrix has besides
+
+    defended = {attack, defense, kind (none, purifier, training), cached, seconds {purify, victims},
+                psnr | null, ssim | null (of the purified images to the clean ones)}
+
+where `cached` says that an earlier run with equal facts computed the cell, in the seconds given.
+Its published values name their cell too: {attack, defense}.
+
 The record of a targeted run has `comparisons` too. There values and intervals are over SETUPS, one
 number for each (the mean over its victims and targets), as victims of one setup share poison and
 target. Accuracies are taken without the targets of the setup, the curve with them. An arm, clean

@@ -158,6 +158,12 @@ def _check_arm(name: str, entry: Any) -> None:
     _need(isinstance(entry.get("victim", ""), str), f"{name}.victim")
     if "added" in entry:
         _check_added(f"{name}.added", entry["added"])
+    if "defended" in entry:
+        cell = entry["defended"]
+        sound = isinstance(cell, dict) and all(
+            isinstance(cell.get(k), str) for k in ("attack", "defense")
+        )
+        _need(sound and isinstance(cell.get("cached"), bool), f"{name}.defended")
     poison = entry.get("poison")
     _need(poison is None or isinstance(poison, dict), f"{name}.poison")
     for key in ("eps", "measured", "psnr", "ssim") if poison else ():

@@ -7,9 +7,10 @@ A study owns one run folder, `runs/<experiment>/<name>/`:
     craft/<arm>/generator/      the generator it trained, if it trains one; `apply` reads it
     poison/<arm>/               the poison folder, as the victims read it
     setups/<setup>/             of a targeted run: all this for each setup, see `targeted_setup`
+    purify/<defense>/<attack>/  the same of a purifier's fit, in a defense matrix
     victims/<arm>/              metrics.jsonl and checkpoints/ of all seeds of one training set
     grid.png, curves.png        pictures; sweep.png where an option was varied, pairs.png of setups,
-                                residual.png and reach.png of added points
+                                residual.png and reach.png of added points, matrix.png
     result.json                 the record; it marks a finished run
     report.html                 the page made of them
 """
@@ -22,7 +23,15 @@ from typing import Any
 from rich.console import Console
 
 from jaxpoison import checkpoint, hosts
-from jaxpoison.report import added_tables, figures, page, record, tables, targeted_tables
+from jaxpoison.report import (
+    added_tables,
+    figures,
+    matrix_tables,
+    page,
+    record,
+    tables,
+    targeted_tables,
+)
 from jaxpoison.report.judging import Judging
 from jaxpoison.report.poisons import Poisons
 from jaxpoison.report.study_config import StudyConfig
@@ -145,6 +154,7 @@ class Study:
         kinds = (
             (targeted_tables, targeted_tables.is_targeted),
             (added_tables, added_tables.is_added),
+            (matrix_tables, matrix_tables.is_matrix),
         )
         found = next((one for one, is_of in kinds if is_of(result)), tables)
         found.print_record(result, self.console)

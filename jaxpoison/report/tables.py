@@ -151,7 +151,7 @@ def markdown(record: dict[str, Any]) -> list[str]:
     arms, rows = record["arms"], []
     for name, entry in arms.items():
         victim, attack = split_name(name, entry)
-        if attack == "clean" or is_control(attack) or "sweep" in entry:
+        if attack == "clean" or is_control(attack) or entry.keys() & {"sweep", "defended"}:
             continue
         budget = radius(entry["poison"]["norm"], entry["poison"]["eps"])
         noise = control(arms, entry)
