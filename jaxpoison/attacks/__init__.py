@@ -38,6 +38,7 @@ from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
 from jaxpoison.attacks.targeted.metapoison import MetaCrafting, metapoison
 from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_surrogate
 from jaxpoison.attacks.targeted.watermark import watermark
+from jaxpoison.attacks.unlearnable.convolution import convolution
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
 from jaxpoison.attacks.unlearnable.error_minimizing import (
@@ -67,6 +68,7 @@ __all__ = [
     "bullseye_polytope",
     "closed_form",
     "convex_polytope",
+    "convolution",
     "deepconfuse",
     "error_maximizing",
     "error_minimizing",

@@ -101,6 +101,13 @@ def test_poisons_without_a_model(attack, norm, eps, margin):
     assert max(retrained(crafted(attack)).values) < min(noise(eps, norm).values) - margin
 
 
+def test_convolution():
+    """Against the same filter for all classes, as the change has no norm: 0.32 and 0.58."""
+    own = retrained(crafted(jp.attacks.convolution(num_classes=10)))
+    shared = retrained(crafted(jp.attacks.convolution(num_classes=10, shared=True)))
+    assert max(own.values) < min(shared.values) - 0.1
+
+
 def test_deepconfuse():
     """60 trials of one pass."""
     network = jp.models.create_generator("mlp_generator", (8, 8, 1), hidden=(64, 64))

@@ -6,6 +6,7 @@ import pytest
 
 import jaxpoison as jp
 from jaxpoison.attacks import (
+    convolution,
     deepconfuse,
     error_maximizing,
     error_minimizing,
@@ -33,6 +34,10 @@ def tap(**options):
 def confuse(**options):
     networks = oracles.smooth_victim(), oracles.smooth_generator()
     return inspect.unwrap(deepconfuse)(*networks, **{"eps": 0.1, "trial_steps": 2, **options})
+
+
+def cuda(**options):
+    return inspect.unwrap(convolution)(num_classes=3, **options)
 
 
 def ops(**options):
@@ -97,6 +102,14 @@ def ops(**options):
         (confuse, {"label_map": (1, 3, 0)}, "label_map[1] = 3; it must be a number at most 2"),
         (confuse, {"label_map": (1, -1, 0)}, "label_map[1] = -1; it must be at least 0"),
         (confuse, {"label_map": (1, 2.5, 0)}, "label_map[1] = 2.5; it must be a whole number"),
+        (convolution, {"num_classes": 0}, "num_classes = 0; it must be at least 1"),
+        (convolution, {"num_classes": 3, "kernel_size": 4}, "kernel_size = 4; it must be odd"),
+        (
+            convolution,
+            {"num_classes": 3, "blur": 1.1},
+            "blur = 1.1; it must be a number at least 0 and at most 1",
+        ),
+        (cuda, {"draw": "seed"}, "draw = 'seed'; allowed are key, released"),
         (ops, {"objective": "both"}, "objective = 'both'; allowed are code, paper"),
         (one_pixel, {"num_classes": 3, "num_pixels": 0}, "num_pixels = 0; it must be at least 1"),
     ],
