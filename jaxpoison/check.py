@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpoison.types import InputError, Replaced, Scenario, Sweep
+from jaxpoison.types import Dataset, InputError, Replaced, Scenario, Split, Sweep
 
 __all__ = [
     "NORMS",
     "at_least",
     "distinct_rows",
     "fraction",
+    "images",
+    "labels",
     "nearest",
     "number",
     "one_line",
@@ -128,8 +130,13 @@ def rows(data: Any) -> None:
         )
     if isinstance(data, Sweep):
         _sweep(data)
-    elif isinstance(data, Scenario) and not isinstance(data.index, jax.core.Tracer):
-        distinct_rows("scenario.index", data.index, len(data.train.label))
+    elif isinstance(data, Scenario):
+        for name, one in (("train", data.train), ("goal", data.goal)):
+            if not isinstance(one, Dataset):
+                kind = type(one).__name__
+                raise InputError(f"scenario.{name} is a {kind}; it must be a Dataset")
+        if not isinstance(data.index, jax.core.Tracer):
+            distinct_rows("scenario.index", data.index, len(data.train.label))
 
 
 def _sweep(sweep: Sweep) -> None:
@@ -175,6 +182,54 @@ def distinct_rows(name: str, index: Any, num: int) -> None:
         )
     if len(np.unique(index)) != len(index):
         raise InputError(f"{name} names a row twice; each row may stand in it once")
+
+
+def labels(num_classes: int, **values: Any) -> None:
+    """Whole numbers from 0 to num_classes - 1, [N]; traced labels pass."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct) or not np.size(value):
+            continue
+        label = np.asarray(value)
+        if label.dtype.kind not in "iu":
+            raise InputError(f"{name} are {label.dtype}; they must be whole numbers")
+        low, high = int(label.min()), int(label.max())
+        if low < 0 or high >= num_classes:
+            raise InputError(
+                f"{name} run from {low} to {high}; num_classes = {num_classes} allows 0 to "
+                f"{num_classes - 1}"
+            )
+
+
+def images(data: Any) -> None:
+    """The images of a Scenario, a Split or a Dataset: uint8 grey levels, or floats.
+
+    Refused are whole numbers of another dtype, and floats that are grey levels not divided by 255,
+    by the first 256 rows. Rows [1, 1, D] are features and hold what they hold; other values outside
+    [0, 1] pass, as added points may be there, and so does anything traced.
+    """
+    if isinstance(data, Scenario):
+        sets = {"scenario.train": data.train, "scenario.goal": data.goal}
+    elif isinstance(data, Split):
+        sets = {"split.train": data.train, "split.test": data.test}
+    else:
+        sets = {"the set": data}
+    for name, one in sets.items():
+        image = one.image if isinstance(one, Dataset) else None
+        arrays = isinstance(image, jax.Array | np.ndarray)
+        if not arrays or isinstance(image, jax.core.Tracer) or image.dtype == np.uint8:
+            continue
+        if image.dtype.kind in "iub":
+            raise InputError(
+                f"the images of {name} are {image.dtype}; allowed are uint8 grey levels and floats "
+                "in [0, 1]"
+            )
+        if image.ndim == 4 and image.shape[1:3] != (1, 1):
+            some = np.asarray(image[:256], np.float32)
+            if some.size and some.min() >= 0 and some.max() > 1 and not np.any(some % 1):
+                raise InputError(
+                    f"the images of {name} are {image.dtype} grey levels up to {some.max():g}; "
+                    "divide by 255 or store uint8"
+                )
 
 
 def some_rows(scenario: Scenario) -> None:

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxpoison import check, checkpoint, hosts, signals
 from jaxpoison.book import Book, Seconds
-from jaxpoison.types import InputError, Key, Streaming
+from jaxpoison.types import InputError, Key, Scenario, Streaming
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
 
@@ -48,13 +48,23 @@ def run(process: Any, key: Key, data: PyTree, *, num_steps: int) -> tuple[PyTree
       num_steps: T; static.
 
     Returns: (state, info), info leaves [T, ...].
-    Raises: InputError for num_steps < 1, or a Streaming, which the host drives.
+    Raises: InputError for num_steps < 1, a Streaming, which the host drives, or data that cannot be
+      used (`check.rows`, `check.images`, `Attack.check`).
     """
     check.at_least(1, num_steps=num_steps)
     if isinstance(process, Streaming):
         raise InputError("a streamed training cannot be one program: use run_chunks")
-    check.rows(data)
+    _check(process, data)
     return _run(process, key, data, num_steps)
+
+
+def _check(process, data):
+    """What can be said of the values before they are traced."""
+    check.rows(data)
+    check.images(data)
+    own = getattr(process, "check", None)
+    if own is not None and isinstance(data, Scenario):
+        own(data)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -98,11 +108,11 @@ def run_chunks(
 
     Raises:
       NonFiniteError: step t gave a NaN or infinity; checkpoints hold the last good state.
-      InputError: num_steps < 1, a checkpoint of another key or setting, more steps done than
-        asked for, or a directory that another run holds.
+      InputError: num_steps < 1, data that cannot be used, a checkpoint of another key or setting,
+        more steps done than asked for, or a directory that another run holds.
     """
     check.at_least(1, num_steps=num_steps)
-    check.rows(data)
+    _check(process, data)
     if save_every is not None:
         check.at_least(1, save_every=save_every)
     key, data = _loose((key, jax.device_put(data)))

@@ -364,6 +364,8 @@ class Attack(NamedTuple):
       target: of an attack that cancels the gradient at given parameters: (state) -> that network,
         Variables of the victim it was built with, or of its head; its info then has `residual`, or
         an outer loss of half the squared residual. Else None.
+      check: (scenario) -> None, an InputError for values that it cannot use: labels, pixels. Only
+        concrete arrays have values, so the loops call it before they trace; None checks nothing.
     """
 
     init: Callable[..., PyTree]
@@ -375,6 +377,7 @@ class Attack(NamedTuple):
     num_steps: int | None = None
     score: Callable[..., Array] | None = None
     target: Callable[..., Variables] | None = None
+    check: Callable[..., None] | None = None
 
 
 class Training(NamedTuple):
@@ -409,9 +412,11 @@ class Filter(NamedTuple):
     Attributes:
       screen: (key, dataset, aux) -> Screening, of fixed shape. `aux` are arrays the defender has,
         any pytree: a network trained on the set, trusted clean rows; each filter says which.
+      num_classes: L of a filter that goes by class: labels must lie in [0, L). Else None.
     """
 
     screen: Callable[..., Screening]
+    num_classes: int | None = None
 
 
 class Purifier(NamedTuple):

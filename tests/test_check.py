@@ -119,3 +119,56 @@ def test_a_network_in_the_place_of_its_variables_is_one_line():
     given = Scenario(data, data, jnp.arange(1), aux=network)
     with pytest.raises(InputError, match="hold functions .a Victim as scenario.aux"):
         jp.run(jp.attacks.random_noise(eps=0.1), jax.random.key(0), given, num_steps=1)
+
+
+def rows_of(image, label=None):
+    """A Dataset of two rows."""
+    return Dataset(image, jnp.zeros(len(image), jnp.int32) if label is None else label)
+
+
+GREY = np.full((2, 3, 3, 1), 200, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (
+            jp.Split(rows_of(GREY), rows_of(GREY)),
+            "of split.train are float32 grey levels up",
+        ),
+        (rows_of(jnp.asarray(GREY)), "of the set are float32 grey levels up to 200; divide by 255"),
+        (
+            jp.Split(rows_of(GREY / 255), rows_of(GREY.astype(int))),
+            "of split.test are int64",
+        ),
+    ],
+)
+def test_images_in_other_units_are_one_line(data, line):
+    with pytest.raises(InputError, match=line):
+        check.images(data)
+
+
+def test_images_and_features_in_their_units_pass():
+    outside = np.full((2, 3, 3, 1), 1.5, np.float32)  # an added point may be there
+    for image in (GREY.astype(np.uint8), GREY / 255, outside, GREY[:, :1, :1], np.zeros_like(GREY)):
+        check.images(rows_of(image))
+    jax.eval_shape(lambda x: check.images(rows_of(x)), GREY)
+
+
+def test_the_loops_look_at_units_and_types():
+    data = rows_of(jnp.asarray(GREY))
+    attack = jp.attacks.random_noise(eps=0.1)
+    with pytest.raises(InputError, match="scenario.train are float32 grey levels"):
+        jp.run(attack, jax.random.key(0), Scenario(data, data, jnp.arange(1)), num_steps=1)
+    with pytest.raises(InputError, match="^scenario.train is a Split; it must be a Dataset$"):
+        split = jp.Split(data, data)
+        jp.run(attack, jax.random.key(0), Scenario(split, data, jnp.arange(1)), num_steps=1)
+
+
+def test_labels_outside_the_classes_are_one_line():
+    check.labels(3, labels=jnp.array([0, 2]), none=np.zeros(0))
+    jax.eval_shape(lambda y: check.labels(3, labels=y), np.array([7]))
+    with pytest.raises(InputError, match="^labels run from -1 to 3; num_classes = 3 allows"):
+        check.labels(3, labels=np.array([-1, 3]))
+    with pytest.raises(InputError, match="^labels are float32; they must be whole numbers$"):
+        check.labels(3, labels=np.ones(2, np.float32))

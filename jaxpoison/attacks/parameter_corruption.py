@@ -6,6 +6,7 @@ attacks take as their target parameters (Lu et al. 2023); it poisons nothing by 
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Key, Variables, Victim, as_float
-from jaxpoison.victims.evaluate import check_variables
+from jaxpoison.victims.evaluate import check_classes, check_variables
 
-__all__ = ["Corruption", "parameter_corruption", "scale_target"]
+__all__ = ["Corruption", "check_corruption", "parameter_corruption", "scale_target"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,15 @@ class Corruption:
         return self.norm
 
 
+def check_corruption(corruption: Any) -> None:
+    """A Corruption, or None."""
+    if corruption is not None and not isinstance(corruption, Corruption):
+        raise InputError(
+            f"corruption = {corruption!r}; it must be a Corruption, such as "
+            "Corruption(radius=0.5), or None"
+        )
+
+
 def parameter_corruption(
     key: Key,
     victim: Victim,
@@ -103,7 +113,8 @@ def parameter_corruption(
       order: [N], in which rows are taken in every pass; None shuffles each pass.
 
     Returns: Variables, params scale (w + a), statistics as they were.
-    Errors: InputError for an order of another length, for no rows, or arrays of another network.
+    Errors: InputError for an order of another length, for no rows, labels that are none of the
+      network's classes, more entries than it has, or arrays of another network.
     Cost: one gradient per mini-batch; a sort of all parameters too where `num` is given.
     Source: Sun et al. 2021 (AAAI), sections on the closed form and on gradient-based corruption;
       Lu et al. 2023, released code; for other p by Hoelder's inequality.
@@ -111,9 +122,12 @@ def parameter_corruption(
     total = dataset.label.shape[0]
     check.at_least(1, rows=total)
     check_variables(victim, variables, "the network to corrupt")
+    check_classes(victim, dataset)
     if order is not None and order.shape != (total,):
         raise InputError(f"order has shape {order.shape}; the data set has {total} rows")
     start, unravel = ravel_pytree(variables.params)
+    if corruption.num is not None and corruption.num > start.size:
+        raise InputError(f"num = {corruption.num}; the network has {start.size} parameters")
     size = min(corruption.batch_size, total)
     full = total // size
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 from sklearn import metrics
 
-from jaxpoison.defenses.known import Known
+from jaxpoison.defenses.known import Known, check_known, check_labels
 from jaxpoison.types import Dataset, Filter, InputError, Key, Screening
 
 __all__ = ["Detection", "detection", "filtered", "refilled", "screen_and_score"]
@@ -46,8 +46,11 @@ def screen_and_score(
       poisoned: [N] bool, the truth; judging reads it, the filter does not.
 
     Returns: (screening, how it did).
-    Errors: InputError for a mask of another length, and what the filter raises.
+    Errors: InputError for a mask of another length, labels outside [0, filter.num_classes), an aux
+      that is no Known of arrays, and what the filter raises.
     """
+    check_known(aux)
+    check_labels(filter.num_classes, dataset, aux)
     screening = _screen(filter, key, dataset, aux)
     return screening, detection(screening, poisoned)
 

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.initial import check_initial
 from jaxpoison.perturb.projections import project_ball
-from jaxpoison.types import Batch, InputError, Key, Perturbation, Scenario, as_float
+from jaxpoison.types import Batch, Key, Perturbation, Scenario, as_float
 
 __all__ = ["class_wise"]
 
@@ -41,7 +39,7 @@ def class_wise(budget: Budget, num_classes: int, *, init: Any = "zero") -> Pertu
     draw = check_initial(init)
 
     def start(key: Key, scenario: Scenario) -> Theta:
-        _check_labels(scenario.train.label, num_classes)
+        check.labels(num_classes, labels=scenario.train.label)
         image = scenario.train.image
         dtype = jnp.promote_types(as_float(image[:0]).dtype, jnp.float32)
         delta = draw(key, (num_classes, *image.shape[1:]), dtype, budget)
@@ -60,15 +58,3 @@ def class_wise(budget: Budget, num_classes: int, *, init: Any = "zero") -> Pertu
         return project_ball(theta, budget)
 
     return Perturbation(init=start, apply=apply, project=keep)
-
-
-def _check_labels(label: Int[Array, " n"], num_classes: int) -> None:
-    if isinstance(label, jax.core.Tracer) or not label.size:
-        return
-    values = np.asarray(label)
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest >= num_classes:
-        raise InputError(
-            f"labels run from {lowest} to {highest}; num_classes = {num_classes} allows "
-            f"0 to {num_classes - 1}"
-        )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxpoison import check
@@ -16,6 +17,8 @@ from jaxpoison.types import Batch, Dataset, InputError, Perturbation, Scenario, 
 
 __all__ = ["Constraint", "Points", "free_points"]
 
+PIXELS = ("box", "linf")
+"""Constraints on images in [0, 1]: a clip would silently change features."""
 KINDS = ("none", "box", "range", "coordinate", "nonnegative", "linf")
 LABELS = ("base", "random", "balanced")
 STARTS = ("base", "zeros", "uniform")
@@ -61,6 +64,20 @@ class Constraint:
                              f"{'a radius' if self.kind == 'linf' else 'none'}")  # fmt: skip
         if self.eps is not None:
             check.radius("linf", self.eps)
+
+    def check(self, scenario: Scenario) -> None:
+        """An InputError for "box" and "linf" of base rows outside [0, 1]; traced ones pass."""
+        image, index = scenario.train.image, scenario.index
+        if self.kind not in PIXELS or isinstance(image, jax.core.Tracer) or image.dtype == np.uint8:
+            return
+        base = np.asarray(image)[np.asarray(index)]
+        low, high = base.min(initial=0), base.max(initial=1)
+        if low < 0 or high > 1:
+            raise InputError(
+                f"constraint = {self.kind} is for pixels in [0, 1], base rows hold "
+                f"{low if low < 0 else high:.4g}; features may have none, range, coordinate or "
+                "nonnegative"
+            )
 
     def project(self, value: Array, scenario: Scenario) -> Array:
         """The nearest allowed values [P, H, W, C]."""

@@ -12,9 +12,10 @@ from jaxtyping import Array, Int
 from jaxpoison import check
 from jaxpoison.report.added_arms import AddedArm
 from jaxpoison.report.added_config import AddedConfig, Follower, Player
-from jaxpoison.report.preparation import Trainee, abstract, check_split, num_classes
+from jaxpoison.report.preparation import Trainee, abstract, check_split
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
 from jaxpoison.victims import Recipe, ToConvergence, join_head, on_features
+from jaxpoison.victims.evaluate import num_logits
 
 __all__ = ["base_rows", "check_added_arms", "check_players", "known", "rehearse_added"]
 
@@ -148,7 +149,7 @@ def _check_follower(name: str, how: Follower, player: Player, num: int) -> None:
 
 def _check_labels(name: str, one: AddedArm, player: Player, train: Dataset) -> None:
     asked = one.settings.get("num_classes")
-    most = num_classes(on_images(player), train.image.shape[1:])
+    most = num_logits(on_images(player), train.image.shape[1:])
     if isinstance(asked, int) and asked > most:
         raise InputError(f"arm {name!r}: num_classes = {asked}; its player has {most} logits")
 

@@ -1,7 +1,7 @@
 """All that is looked at before a run folder is made, so that a bad setting ends before work."""
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +25,13 @@ from jaxpoison.types import (
     Victim,
 )
 from jaxpoison.victims import Recipe, Transfer, TransferSplit, transfer_training
+from jaxpoison.victims.evaluate import num_logits
 
 __all__ = [
     "Trainee",
     "abstract",
     "check_arms",
     "check_split",
-    "num_classes",
     "rehearse",
     "rows",
 ]
@@ -84,7 +84,7 @@ def check_split(split: Split, trainees: Iterable[Trainee]) -> Split:
             "one shape is needed"
         )
     shape = train.image.shape[1:]
-    most = min((num_classes(one.victim, shape) for one in trainees), default=None)
+    most = min((num_logits(one.victim, shape) for one in trainees), default=None)
     return Split(
         check_dataset(train, num_classes=most, source="training set"),
         check_dataset(test, num_classes=most, source="test set"),
@@ -161,16 +161,6 @@ def rehearse(
 def abstract(victim: Victim) -> Variables:
     """Shapes and dtypes of a network's arrays; nothing is computed."""
     return jax.eval_shape(victim.init, jax.random.key(0))
-
-
-def num_classes(victim: Victim, image_shape: Sequence[int]) -> int:
-    """How many logits a network has; nothing is computed."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-
-    def scores(variables, image):
-        return victim.apply(variables, image, train=False)[0]
-
-    return jax.eval_shape(scores, abstract(victim), image).shape[1]
 
 
 def _check_source(one: Stored, train: Dataset) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "accuracy",
     "assess",
     "assessment",
+    "check_classes",
     "check_variables",
     "checked_assessment",
     "confusion",
@@ -30,6 +31,7 @@ __all__ = [
     "judge",
     "judgment",
     "logits",
+    "num_logits",
     "stacked",
     "targeted",
 ]
@@ -321,6 +323,22 @@ def is_stacked(network: Victim | Generator, variables: Variables) -> bool:
     raise InputError(f"the variables are of another network: an array is {x}, not {y}")
 
 
+def check_classes(victim: Victim, train: Dataset, num_classes: int | None = None) -> None:
+    """That labels, and classes to draw from, are among the logits of a network.
+
+    Args:
+      victim: the network.
+      train: what it is trained on; traced labels pass.
+      num_classes: L of labels that are drawn, then of these too; None where none are.
+
+    Raises: InputError where they are not, or as the network does for rows of another shape.
+    """
+    found = num_logits(victim, train.image.shape[1:])
+    if num_classes is not None and num_classes > found:
+        raise InputError(f"num_classes = {num_classes}; the network has {found} logits")
+    check.labels(num_classes or found, **{"labels of the training set": train.label})
+
+
 def check_variables(
     network: Victim, variables: Any, name: str, *, members: int | None = None
 ) -> None:
@@ -345,6 +363,16 @@ def check_variables(
                 f"{name} has an array of shape {jnp.shape(leaf)} where {(*lead, *want.shape)} is "
                 f"expected, {form}"
             )
+
+
+def num_logits(victim: Victim, image_shape: Sequence[int]) -> int:
+    """L, how many logits a network gives for rows of a shape (H, W, C); nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def scores(key, image):
+        return victim.apply(victim.init(key), image, train=False)[0]
+
+    return jax.eval_shape(scores, jax.random.key(0), image).shape[1]
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:

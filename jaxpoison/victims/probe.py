@@ -55,9 +55,11 @@ def linear_probe(
       batch_size: rows at a time through the extractor.
 
     Returns: the Probe.
-    Errors: InputError as `extract` and `converge`.
+    Errors: InputError as `extract` and `converge`, and for labels outside [0, L).
     """
     check.at_least(2, num_classes=num_classes)
+    labels = {"training labels": split.train.label, "test labels": split.test.label}
+    check.labels(num_classes, **labels)
     train, test = (_rows(extractor, dataset, batch_size) for dataset in split)
     mean = jnp.mean(train.image, axis=0, keepdims=True)
     spread = jnp.std(train.image, axis=0, keepdims=True)

@@ -23,7 +23,7 @@ from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
 from jaxpoison.types import Dataset, InputError, TrainState, Variables, Victim
 from jaxpoison.victims.contrastive import MoCoV3, SimCLR, as_dict, from_dict
-from jaxpoison.victims.evaluate import Interval, is_stacked
+from jaxpoison.victims.evaluate import Interval, is_stacked, num_logits
 from jaxpoison.victims.recipe import Recipe
 
 __all__ = ["Card", "Trained", "load", "save"]
@@ -169,12 +169,7 @@ def _checked_shape(
 ) -> tuple[int, int, int]:
     """The image shape, if the network takes such images and gives that many logits."""
     height, width, channels = check_image_shape(image_shape)
-    image = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-
-    def logits(key, image):
-        return victim.apply(victim.init(key), image, train=False)[0]
-
-    found = jax.eval_shape(logits, jax.random.key(0), image).shape[1]
+    found = num_logits(victim, (height, width, channels))
     if found != num_classes:
         raise InputError(f"the network gives {found} logits; num_classes = {num_classes}")
     return height, width, channels

@@ -23,6 +23,13 @@ def scenario(num=40, added=30, width=3):
     return jp.Scenario(train, train, index)
 
 
+def pixels(data):
+    """The same rows, moved into [0, 1]."""
+    image = data.train.image
+    low, high = image.min(), image.max()
+    return data._replace(train=data.train._replace(image=(image - low) / (high - low)))
+
+
 def made(attack, data=None, key=KEY):
     data = scenario() if data is None else data
     state, info = jp.run(attack, key, data, num_steps=1)
@@ -65,7 +72,8 @@ def test_rows_relabeled_in_their_place():
 
 
 def test_random_points_fill_what_the_constraint_allows():
-    data = scenario(num=40, added=40)
+    data = pixels(scenario(num=40, added=40))
+    data = data._replace(train=data.train._replace(image=0.1 + 0.5 * data.train.image))
     clean = np.asarray(data.train.image)
     for kind, low, high in [
         ("box", 0, 1),
@@ -94,8 +102,7 @@ def test_gaussian_points_have_the_stated_scale():
 
 def test_flipped_labels_hurt_more_than_copies_and_than_random_points():
     """Test error of the minimum on twice the clean set, over true copies by 20 points at least."""
-    data = scenario(num=200, added=180)
-    test = scenario(num=200).train
+    data, test = pixels(scenario(num=200, added=180)), pixels(scenario(num=200)).train
     head, settings = jp.models.logistic_regression((1, 1, 3), CLASSES), ToConvergence(0.01)
 
     def accuracy(train):
@@ -124,3 +131,73 @@ def test_flipped_labels_hurt_more_than_copies_and_than_random_points():
 def test_bad_arguments(make, why):
     with pytest.raises(InputError, match=why):
         make()
+
+
+@pytest.mark.parametrize("loop", [jp.run, jp.run_chunks])
+def test_labels_outside_the_classes_are_refused_before_a_run(loop):
+    line = "labels of the training set run from 0 to 3; num_classes = 3 allows 0 to 2"
+    head = jp.models.logistic_regression((1, 1, 3), 3)
+    for attack in (
+        jp.attacks.label_flip(num_classes=3),
+        jp.attacks.random_points(num_classes=3),
+        jp.attacks.gradient_canceling(head),
+        jp.attacks.total_gradient(head, constraint=Constraint("range")),
+    ):
+        with pytest.raises(InputError, match=line):
+            loop(attack, KEY, scenario(), num_steps=1)
+
+
+@pytest.mark.parametrize("kind", ["box", "linf"])
+def test_pixels_constraints_on_features_are_refused(kind):
+    head = jp.models.logistic_regression((1, 1, 3), CLASSES)
+    constraint = Constraint(kind, 0.1 if kind == "linf" else None)
+    for attack in (
+        jp.attacks.random_points(num_classes=CLASSES, constraint=constraint),
+        jp.attacks.gradient_canceling(head, constraint=constraint),
+        jp.attacks.total_gradient(head, constraint=constraint),
+    ):
+        with pytest.raises(InputError, match=f"constraint = {kind} is for pixels in .0, 1., base"):
+            jp.run(attack, KEY, scenario(), num_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "data", "line"),
+    [
+        (
+            lambda: jp.attacks.label_flip(num_classes=CLASSES),
+            lambda: scenario(added=0),
+            "scenario.index is empty",
+        ),
+        (
+            lambda: jp.attacks.random_points(num_classes=CLASSES),
+            lambda: scenario(added=0),
+            "scenario.index is empty",
+        ),
+        (
+            lambda: jp.attacks.gradient_canceling(
+                jp.models.logistic_regression((1, 1, 3), CLASSES), labels="random", num_classes=9
+            ),
+            scenario,
+            "num_classes = 9; the network has 4 logits",
+        ),
+        (
+            lambda: jp.attacks.gradient_canceling(
+                jp.models.logistic_regression((1, 1, 9), CLASSES)
+            ),
+            scenario,
+            "images are .1, 1, 1, 3., the network takes",
+        ),
+        (
+            lambda: jp.attacks.label_flip(
+                jp.models.logistic_regression((1, 1, 3), 6),
+                num_classes=CLASSES,
+                labels="least_likely",
+            ),
+            lambda: scenario()._replace(aux=jp.models.logistic_regression((1, 1, 3), 6).init(KEY)),
+            "num_classes = 4; the network has 6 logits",
+        ),
+    ],
+)
+def test_a_scenario_that_cannot_be_used_is_one_line(attack, data, line):
+    with pytest.raises(InputError, match=line):
+        jp.run(attack(), KEY, data(), num_steps=1)

@@ -1,5 +1,7 @@
 """Every filter against a few lines of numpy."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,3 +213,58 @@ def test_what_is_missing_in_known_is_named():
         jp.defenses.norm_filter(space="features").screen(
             KEY, dataset, jp.defenses.Known(trusted=dataset)
         )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: jp.defenses.slab(2),
+        lambda: jp.defenses.sphere(num_classes=2),
+        lambda: jp.defenses.random_filter(num_classes=2),
+        lambda: jp.defenses.deep_knn(3, space="data", num_classes=2),
+        lambda: jp.defenses.sever(head(), lambda *_: None, num_classes=2),
+    ],
+)
+def test_labels_of_more_classes_are_refused_in_and_out_of_one_program(build):
+    dataset, aux, *_ = arrays()
+    line = "labels run from 0 to 2; num_classes = 2 allows 0 to 1"
+    with pytest.raises(jp.InputError, match=line):
+        build().screen(KEY, dataset, aux)
+    with pytest.raises(jp.InputError, match=line):
+        jp.defenses.screen_and_score(build(), KEY, dataset, aux, np.zeros(NUM, bool))
+
+
+def test_trusted_rows_of_another_kind_are_one_line():
+    dataset, aux, *_ = arrays()
+    flat = jax.tree.map(jnp.asarray, aux.trusted._replace(image=jnp.zeros((NUM, 2, 2, 1))))
+    every = (jp.defenses.norm_filter(), jp.defenses.range_filter(),
+             jp.defenses.sphere(center="trusted"), jp.defenses.influence(head()))  # fmt: skip
+    for one in every:
+        with pytest.raises(jp.InputError, match=r"Known.trusted have shape \(2, 2, 1\); those of"):
+            one.screen(KEY, dataset, aux._replace(trusted=flat))
+    wrong = aux.trusted._replace(label=jnp.full(NUM, 9))
+    with pytest.raises(jp.InputError, match="labels of Known.trusted run from 9 to 9"):
+        jp.defenses.slab(CLASSES).screen(KEY, dataset, aux._replace(trusted=wrong))
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        (lambda aux: aux.variables, "aux is a Variables; it must be Known"),
+        (lambda aux: aux._replace(variables=head()), "Known holds functions"),
+        (
+            lambda aux: aux._replace(variables=jp.TrainState(*aux.variables, ())),
+            "Known.variables is a TrainState; write Known.state.variables",
+        ),
+    ],
+)
+def test_what_is_no_known_is_one_line(known, line):
+    dataset, aux, *_ = arrays()
+    score = inspect.unwrap(jp.defenses.screen_and_score)
+    with pytest.raises(jp.InputError, match=line):
+        score(jp.defenses.largest_loss(head()), KEY, dataset, known(aux), np.zeros(NUM, bool))
+
+
+def test_sever_says_what_a_fit_is():
+    with pytest.raises(jp.InputError, match="fit is a ToConvergence; it must be"):
+        inspect.unwrap(jp.defenses.sever)(head(), jp.victims.ToConvergence())

@@ -19,7 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, hypergrad, perturb, tree
 from jaxpoison.attacks.bilevel import BilevelState, bilevel
-from jaxpoison.attacks.parameter_corruption import Corruption, parameter_corruption
+from jaxpoison.attacks.parameter_corruption import (
+    Corruption,
+    check_corruption,
+    parameter_corruption,
+)
 from jaxpoison.hypergrad import feature_distances
 from jaxpoison.perturb import Constraint, Points
 from jaxpoison.types import (
@@ -32,7 +36,8 @@ from jaxpoison.types import (
     Victim,
     as_float,
 )
-from jaxpoison.victims import Extractor, decode, extract, split_head
+from jaxpoison.victims import Extractor, decode, extract, on_features, split_head
+from jaxpoison.victims.evaluate import check_classes
 
 __all__ = [
     "FeatureTargetedInfo",
@@ -140,10 +145,12 @@ def feature_targeted(
     Returns: an Attack whose poison has N + P images, the added ones last; its info is
       `FeatureTargetedInfo`. `poisoned_features` gives zeta, `hypergrad.inversion_error` judges it.
     Errors: InputError for a bad argument, a constraint that is of the other space, a decoder that
-      is missing or has no use; at init for a `scenario.aux` of another form or no base rows.
+      is missing or has no use; of a scenario for another `aux`, no base rows, labels that are none
+      of the head's classes, images outside [0, 1].
     Cost: a step of stage 2 passes the head P times, one of matching the extractor, with gradients.
     Source: Lu et al. 2024 (SaTML), section on feature-targeted attacks.
     """
+    check_corruption(corruption)
     _check(inversion, decoder, feature_constraint, constraint)
     check.at_least(1, cancel_steps=cancel_steps, match_steps=match_steps, batch_size=batch_size)
     check.positive(cancel_rate=cancel_rate, match_rate=match_rate)
@@ -212,7 +219,11 @@ def feature_targeted(
     def target(state):
         return state.feature.phi.target
 
-    return Attack(init, step, poison, num_steps=cancel_steps + last, target=target)
+    def sound(scenario):
+        constraint.check(scenario)
+        check_classes(on_features(extractor, head), scenario.train, num_classes)
+
+    return Attack(init, step, poison, num_steps=cancel_steps + last, target=target, check=sound)
 
 
 def poisoned_features(state: FeatureTargetedState, scenario: Scenario) -> Dataset:

@@ -16,9 +16,14 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check, hypergrad, perturb
 from jaxpoison.attacks.bilevel import BilevelState, bilevel, info
-from jaxpoison.attacks.parameter_corruption import Corruption, parameter_corruption
+from jaxpoison.attacks.parameter_corruption import (
+    Corruption,
+    check_corruption,
+    parameter_corruption,
+)
 from jaxpoison.attacks.update_rules import check_channels
 from jaxpoison.types import Attack, Batch, InputError, Victim
+from jaxpoison.victims.evaluate import check_classes
 
 __all__ = ["CANCELINGS", "CancelingInfo", "gradient_canceling"]
 
@@ -155,8 +160,10 @@ def gradient_canceling(
       batch_size: as in `hypergrad.canceling`.
 
     Returns: an Attack whose poison has N + P rows, the added ones last; info is `CancelingInfo`.
-    Errors: InputError for a bad argument.
+    Errors: InputError for a bad argument; of a scenario as `canceling`, for labels that are none of
+      the network's classes, and for pixels' constraints on other values.
     """
+    check_corruption(corruption)
     check.one_of(LABELS, labels=labels)
     check.one_of(OPTIMIZERS, optimizer=optimizer)
     check.one_of(SCHEDULES, schedule=schedule)
@@ -222,8 +229,16 @@ def gradient_canceling(
             found.outer_loss, found.grad_norm, found.finite, residual, largest, stopped
         )
 
+    def sound(scenario):
+        constraint.check(scenario)
+        check_classes(victim, scenario.train, num_classes)
+
     return attack._replace(
-        init=init, step=step, num_steps=steps, target=lambda state: state.phi.target
+        init=init,
+        step=step,
+        num_steps=steps,
+        target=lambda state: state.phi.target,
+        check=sound,
     )
 
 

@@ -13,6 +13,7 @@ from jaxpoison import check, tree
 from jaxpoison.attacks.bilevel import closed_form
 from jaxpoison.perturb import Points, free_points
 from jaxpoison.types import Attack, Batch, Dataset, InputError, Perturbation, Victim, as_float
+from jaxpoison.victims.evaluate import check_variables, num_logits
 
 __all__ = ["label_flip"]
 
@@ -40,7 +41,8 @@ def label_flip(
       batch_size: rows at a time of "least_likely"; changes memory alone.
 
     Returns: an Attack without steps; its images are those of the training set.
-    Errors: InputError for another word, num_classes < 2, or "least_likely" without a network.
+    Errors: InputError for another word, num_classes < 2, or "least_likely" without a network; of a
+      scenario for labels outside [0, L), no rows, or a network of other classes.
     """
     check.at_least(2, num_classes=num_classes)
     check.at_least(1, batch_size=batch_size)
@@ -51,7 +53,12 @@ def label_flip(
         raise InputError(f"labels = {labels!r} {need}")
     start = free_points()
 
+    def sound(scenario):
+        check.labels(num_classes, **{"labels of the training set": scenario.train.label})
+
     def wrong(key, scenario):
+        check.some_rows(scenario)
+        sound(scenario)
         image = scenario.train.image[scenario.index]
         label = scenario.train.label[scenario.index]
         if victim is None:
@@ -59,6 +66,9 @@ def label_flip(
             if labels == "random":
                 step = jax.random.randint(key, label.shape, 1, num_classes)
             return (label + step) % num_classes
+        check_variables(victim, scenario.aux, "scenario.aux")
+        if (found := num_logits(victim, image.shape[1:])) != num_classes:
+            raise InputError(f"num_classes = {num_classes}; the network has {found} logits")
         return _least_likely(victim, scenario.aux, image, label, batch_size)
 
     def init(key, scenario):
@@ -66,8 +76,8 @@ def label_flip(
         return Points(points.value, wrong(key, scenario).astype(points.value.dtype))
 
     if rows == "changed":
-        return closed_form(_relabeled(wrong))
-    return closed_form(start._replace(init=init))
+        return closed_form(_relabeled(wrong))._replace(check=sound)
+    return closed_form(start._replace(init=init))._replace(check=sound)
 
 
 def _relabeled(wrong) -> Perturbation:

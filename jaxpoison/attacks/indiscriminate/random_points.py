@@ -36,7 +36,8 @@ def random_points(
         of the attack it is the control of. None for the others.
 
     Returns: an Attack without steps.
-    Errors: InputError for a bad argument; random labels need num_classes, a Gaussian its std.
+    Errors: InputError for a bad argument; random labels need num_classes, a Gaussian its std. Of a
+      scenario for labels outside [0, L), no rows, or pixels' constraints on other values.
     """
     gaussian = constraint.kind in ("none", "nonnegative")
     if gaussian != (std is not None):
@@ -48,12 +49,18 @@ def random_points(
     space = free_points(constraint, labels=labels, num_classes=num_classes)
 
     def init(key, scenario):
+        check.some_rows(scenario)
         label_key, value_key = jax.random.split(key)
         points = space.init(label_key, scenario)
         value = _draw(value_key, points.value, constraint, std, scenario)
         return Points(constraint.project(value, scenario), points.label)
 
-    return closed_form(space._replace(init=init))
+    def sound(scenario):
+        constraint.check(scenario)
+        if num_classes is not None:
+            check.labels(num_classes, **{"labels of the training set": scenario.train.label})
+
+    return closed_form(space._replace(init=init))._replace(check=sound)
 
 
 def _draw(key, base, constraint, std, scenario):

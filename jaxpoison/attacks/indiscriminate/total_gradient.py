@@ -36,7 +36,7 @@ from jaxpoison.types import (
     as_float,
 )
 from jaxpoison.victims import ToConvergence, converge, on_features
-from jaxpoison.victims.evaluate import check_variables
+from jaxpoison.victims.evaluate import check_classes, check_variables
 
 __all__ = ["TGDA", "Stackelberg", "TotalGradientInfo", "total_gradient"]
 
@@ -210,7 +210,8 @@ def total_gradient(
 
     Returns: an Attack whose poison has N + P rows, the added ones last; its info is
       `TotalGradientInfo`.
-    Errors: InputError for a bad argument; on tracing, for a batch larger than the training set.
+    Errors: InputError for a bad argument; of a scenario for a batch larger than its training set,
+      labels that are none of the network's classes, and pixels' constraints on other values.
     Source: Lu et al. 2022, released code; constants in `TGDA`.
     """
     if network is None:
@@ -251,7 +252,12 @@ def total_gradient(
     def poison(state, scenario):
         return perturb.poison(space, state.theta, scenario)
 
-    return Attack(init, step, poison)
+    def sound(scenario):
+        constraint.check(scenario)
+        whole = victim if extractor is None else on_features(extractor, victim)
+        check_classes(whole, scenario.train, num_classes)
+
+    return Attack(init, step, poison, check=sound)
 
 
 def _game(

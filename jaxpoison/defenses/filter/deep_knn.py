@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
-from jaxpoison.defenses.known import SPACES, vectors
+from jaxpoison.defenses.known import SPACES, by_class, vectors
 from jaxpoison.defenses.removal import check_share, groups, keep_below
 from jaxpoison.types import Filter, InputError, Screening, Victim
 
@@ -65,7 +65,7 @@ def deep_knn(
         rival = jnp.max(votes * (1 - mine), axis=1)
         return Screening(rival <= own + 1, (rival - own - 1) / num_neighbors)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)
 
 
 def knn_distance(
@@ -102,7 +102,7 @@ def knn_distance(
         keep, _ = keep_below(score, *groups(jnp.asarray(dataset.label), num_classes), share)
         return Screening(keep, score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)
 
 
 def nearest(

@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from jaxpoison import check, tree
-from jaxpoison.defenses.known import network, trusted
+from jaxpoison.defenses.known import by_class, network, trusted
 from jaxpoison.defenses.per_sample_gradients import class_blocks, parameter_gradients
 from jaxpoison.defenses.removal import check_share, groups, keep_below
 from jaxpoison.hypergrad import cg, hvp
@@ -66,7 +66,7 @@ def influence(
 
             return lax.scan(add, jax.tree.map(jnp.zeros_like, v), batches)[0]
 
-        slope = mean_gradient(victim, known, trusted(aux), batch_size=batch_size)
+        slope = mean_gradient(victim, known, trusted(aux, dataset), batch_size=batch_size)
         solve = {"iterations": iterations, "tolerance": tolerance, "damping": damping}
         v, _ = cg(product, slope, **solve)
         blocks = class_blocks(jnp.zeros_like(dataset.label), 1)
@@ -76,4 +76,4 @@ def influence(
         keep, _ = keep_below(score, *groups(dataset.label, num_classes), share)
         return Screening(keep, score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpoison import check
-from jaxpoison.defenses.known import network
+from jaxpoison.defenses.known import by_class, network
 from jaxpoison.defenses.per_sample_gradients import OPERATORS, class_blocks
 from jaxpoison.defenses.removal import check_share, groups, keep_below
 from jaxpoison.types import Filter, Screening, Victim
@@ -35,7 +35,7 @@ def largest_loss(victim: Victim, *, share: float = 0.03, num_classes: int | None
         keep, _ = keep_below(loss, *groups(label, num_classes), share)
         return Screening(keep, loss)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)
 
 
 def largest_gradient(
@@ -69,4 +69,4 @@ def largest_gradient(
         score = blocks.rejoin(operator.norm(), dataset.label.shape[0])
         return Screening(keep_below(score, group, num, share)[0], score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)

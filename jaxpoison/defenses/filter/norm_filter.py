@@ -25,7 +25,7 @@ def norm_filter(*, level: float = 1.0, space: str = "data", victim: Victim | Non
 
     def screen(key, dataset, aux):
         del key
-        clean = vectors(space, victim, trusted(aux), aux)
+        clean = vectors(space, victim, trusted(aux, dataset), aux)
         score = jnp.linalg.norm(vectors(space, victim, dataset, aux), axis=1)
         limit = jnp.quantile(jnp.linalg.norm(clean, axis=1), level)
         return Screening(score <= limit, score)
@@ -57,7 +57,7 @@ def range_filter(
 
     def screen(key, dataset, aux):
         del key
-        clean, x = (vectors(space, victim, rows, aux) for rows in (trusted(aux), dataset))
+        clean, x = (vectors(space, victim, rows, aux) for rows in (trusted(aux, dataset), dataset))
         axis = 0 if per_coordinate else None
         low, high = (f(clean, axis=axis, keepdims=True) for f in (jnp.min, jnp.max))
         score = jnp.max(jnp.maximum(jnp.maximum(low - x, x - high), 0), axis=1)

@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxpoison.defenses.known import by_class
 from jaxpoison.defenses.removal import check_share, groups, keep_below
 from jaxpoison.types import Filter, Screening
 
@@ -22,4 +23,4 @@ def random_filter(*, share: float = 0.03, num_classes: int | None = None) -> Fil
         keep, _ = keep_below(score, *groups(dataset.label, num_classes), share)
         return Screening(keep, score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)

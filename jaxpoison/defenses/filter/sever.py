@@ -14,9 +14,10 @@ from jax import lax
 
 from jaxpoison import check
 from jaxpoison.defenses.fits import Fit
+from jaxpoison.defenses.known import by_class
 from jaxpoison.defenses.per_sample_gradients import OPERATORS, class_blocks, singular_scores
 from jaxpoison.defenses.removal import groups, keep_below
-from jaxpoison.types import Filter, Screening, Victim
+from jaxpoison.types import Filter, InputError, Screening, Victim
 
 __all__ = ["ENRON", "REGRESSION", "RELEASE", "SeverSettings", "sever"]
 
@@ -76,6 +77,11 @@ def sever(
     """
     check.at_least(1, num_classes=num_classes, iterations=iterations)
     check.one_of(OPERATORS, gradients=gradients)
+    if not callable(fit):
+        raise InputError(
+            f"fit is a {type(fit).__name__}; it must be defenses.converged(victim, settings), "
+            "defenses.trained(training, epochs), or a function of (key, dataset, keep)"
+        )
     operator = OPERATORS[gradients]
 
     def screen(key, dataset, aux):
@@ -103,4 +109,4 @@ def sever(
         (keep, score), _ = lax.scan(step, start, jnp.arange(settings.rounds))
         return Screening(keep, score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes if settings.per_class else None)

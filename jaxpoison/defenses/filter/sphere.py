@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
-from jaxpoison.defenses.known import SPACES, Known, network, trusted, vectors
+from jaxpoison.defenses.known import SPACES, Known, by_class, network, trusted, vectors
 from jaxpoison.defenses.per_sample_gradients import (
     OPERATORS,
     class_blocks,
@@ -70,7 +70,7 @@ def sphere(
             score = jnp.linalg.norm(x - _means(z, other, num)[own], axis=1)
         return Screening(keep_below(score, own, num, share)[0], score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)
 
 
 def slab(
@@ -115,13 +115,13 @@ def slab(
         score = jnp.abs(along)
         return Screening(keep_below(score, group, num_classes, share)[0], score)
 
-    return Filter(screen)
+    return by_class(screen, num_classes)
 
 
 def _clean(center: str, dataset: Dataset, aux: Known) -> Dataset:
     if center == "set":
         return dataset
-    return jax.tree.map(jnp.asarray, trusted(aux))
+    return jax.tree.map(jnp.asarray, trusted(aux, dataset))
 
 
 def _means(x: Float[Array, "n d"], group: Int[Array, " n"], num: int) -> Float[Array, "g d"]:
