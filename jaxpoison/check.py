@@ -132,7 +132,7 @@ def rows(data: Any) -> None:
         _sweep(data)
     elif isinstance(data, Scenario):
         for name, one in (("train", data.train), ("goal", data.goal)):
-            if not isinstance(one, Dataset):
+            if isinstance(one, Split | Scenario):
                 kind = type(one).__name__
                 raise InputError(f"scenario.{name} is a {kind}; it must be a Dataset")
         if not isinstance(data.index, jax.core.Tracer):
