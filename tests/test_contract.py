@@ -149,6 +149,10 @@ ATTACKS = {  # name: (factory of eps, norm, eps); None where the image box is th
         ),
         "linf", 0.1,
     ),
+    "hypocritical": (
+        lambda e: jp.attacks.hypocritical(victim(), eps=e, step_size=0.06, batch_size=5),
+        "linf", 0.1,
+    ),
     "lsp": (lambda e: jp.attacks.lsp(eps=e, num_classes=CLASSES, patch=2), "l2", 1.0),
     "one_pixel": (
         lambda e: jp.attacks.one_pixel(num_classes=CLASSES, num_pixels=e), "l0", 2,
@@ -249,6 +253,7 @@ ALIKE = {  # a row whose step is that of another one but for one formula or sett
     "frozen_error_minimizing": "error_minimizing",
     "error_maximizing_untargeted": "error_maximizing",
     "convolution": "lsp",
+    "hypocritical": "error_maximizing",
     "gue": "gue_adv",
     "mean_feature_collision": "bullseye_polytope",
     "bilevel_class_wise": "bilevel_unrolled",

@@ -46,6 +46,7 @@ from jaxpoison.attacks.unlearnable.error_minimizing import (
     frozen_error_minimizing,
 )
 from jaxpoison.attacks.unlearnable.gue import gue, gue_adv
+from jaxpoison.attacks.unlearnable.hypocritical import hypocritical
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
@@ -79,6 +80,7 @@ __all__ = [
     "gradient_matching",
     "gue",
     "gue_adv",
+    "hypocritical",
     "keep_best",
     "label_flip",
     "load_generator",

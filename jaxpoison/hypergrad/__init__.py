@@ -22,7 +22,7 @@ from jaxpoison.hypergrad.minibatch import minibatches
 from jaxpoison.hypergrad.moving_surrogate import Moving, moving_surrogate
 from jaxpoison.hypergrad.one_step import one_step, through_step
 from jaxpoison.hypergrad.problem import poisoned_training, rowwise_loss
-from jaxpoison.hypergrad.surrogate import Aimed, at_surrogate
+from jaxpoison.hypergrad.surrogate import Aimed, at_surrogate, loss_at_surrogate
 from jaxpoison.hypergrad.unrolled import unrolled
 from jaxpoison.hypergrad.value_function import value_function
 
@@ -51,6 +51,7 @@ __all__ = [
     "hvp",
     "implicit",
     "inversion_error",
+    "loss_at_surrogate",
     "matching",
     "minibatches",
     "moving_surrogate",

@@ -1,5 +1,6 @@
-"""The gradient of an objective that is read at a surrogate, batch after batch of poisons."""
+"""Gradients read at a surrogate that stands still: of an objective batch by batch, or of a loss."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +9,10 @@ from jax import lax
 
 from jaxpoison import check
 from jaxpoison.data.augment import Augmentation
-from jaxpoison.types import Hypergrad, InputError, Objective, Perturbation, Variables
+from jaxpoison.hypergrad.alternating import alternating
+from jaxpoison.types import Bilevel, Hypergrad, InputError, Objective, Perturbation, Variables
 
-__all__ = ["Aimed", "at_surrogate"]
+__all__ = ["Aimed", "at_surrogate", "loss_at_surrogate"]
 
 
 class Aimed(NamedTuple):
@@ -53,10 +55,7 @@ def at_surrogate(
     check.at_least(1, batch_size=batch_size)
 
     def init(key, scenario):
-        check.some_rows(scenario)
-        if not jax.tree.leaves(scenario.aux):
-            raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
-        variables = jax.tree.map(jnp.asarray, scenario.aux)
+        variables = _surrogate(scenario)
         return Aimed(variables, objective.aim(key, variables, scenario))
 
     def estimate(key, theta, phi, scenario):
@@ -85,6 +84,39 @@ def at_surrogate(
         return gradient, phi, value / count
 
     return Hypergrad(init, estimate)
+
+
+def loss_at_surrogate(
+    outer_loss: Callable[..., Any], *, prepare: Callable[..., Any] | None = None
+) -> Hypergrad:
+    """D L(theta, phi) / d theta, phi the surrogate of `scenario.aux`, which never moves.
+
+    Args:
+      outer_loss: (key, theta, phi, scenario) -> scalar, minimized; see `rowwise_loss`.
+      prepare: (Variables, scenario) -> phi, once: what else the loss reads, such as the features of
+        clean images; None for the Variables themselves.
+
+    Returns: a Hypergrad.
+    Raises: InputError at init if `scenario.aux` or `scenario.index` is empty.
+    """
+
+    def init(key, scenario):
+        del key
+        variables = _surrogate(scenario)
+        return variables if prepare is None else prepare(variables, scenario)
+
+    def fixed(key, theta, phi, scenario):
+        raise InputError("the surrogate of scenario.aux stands still; it has no steps of its own")
+
+    return alternating(Bilevel(init, fixed, fixed, outer_loss), inner_steps=0)
+
+
+def _surrogate(scenario: Any) -> Variables:
+    """The network in aux; an InputError where there is none, or no row that may change."""
+    check.some_rows(scenario)
+    if not jax.tree.leaves(scenario.aux):
+        raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
+    return jax.tree.map(jnp.asarray, scenario.aux)
 
 
 def _over_batches(one, rows, size):

@@ -30,6 +30,7 @@ RECIPES = {
     "lsp": recipes.lsp,
     "gue": recipes.gue,
     "gue_adversarial": recipes.gue_adversarial,
+    "hypocritical": recipes.hypocritical,
     "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
     "deepconfuse_mnist": recipes.deepconfuse_mnist,
     "poisoning_benchmark": recipes.poisoning_benchmark,

@@ -33,6 +33,8 @@ __all__ = [
     "gue_adversarial_monitor",
     "gue_monitor",
     "gue_adversarial",
+    "hypocritical",
+    "hypocritical_surrogate",
     "iss",
     "lsp",
     "metapoison",
@@ -203,6 +205,31 @@ def gue_adversarial(*, epochs: int = 100, eps: float = 8 / 255) -> Recipe:
         adversarial="pgd",
         adversarial_eps=eps,
         source="GUE code, evaluation.py, train_loss = AT",
+    )
+
+
+def hypocritical(*, epochs: int = 100, eps: float = 8 / 255) -> Recipe:
+    """Tao et al. 2022: victims on PGD-10 examples, step eps / 4; rate x 0.1 at 3/4 and 9/10.
+
+    14/255 is the radius that resists hypocritical perturbations. The code holds 1,000 training rows
+    out to choose an epoch by.
+    """
+    recipe = _common(epochs, "Hypocritical perturbation code, main.py")
+    recipe = dataclasses.replace(recipe, adversarial="pgd", adversarial_eps=eps)
+    return _steps(recipe, (3, 4), (9, 10))
+
+
+def hypocritical_surrogate(*, epochs: int = 10, eps: float = 2 / 255) -> Recipe:
+    """Tao et al. 2022: the crafting model, `hypocritical` at 2/255 and a constant rate; no victim.
+
+    The code's milestones, epochs 75 and 90, come after its 10 epochs.
+    """
+    recipe = hypocritical(epochs=epochs, eps=eps)
+    return dataclasses.replace(
+        recipe,
+        schedule="constant",
+        milestones=(),
+        source="Hypocritical perturbation code, crafting model",
     )
 
 

@@ -151,6 +151,20 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         {},
     ),
     (
+        "hypocritical",
+        {},
+        100,
+        COMMON | {"adversarial": "pgd", "adversarial_eps": 8 / 255, "adversarial_steps": 10},
+        {75: 0.1, 90: 0.01},
+    ),
+    (
+        "hypocritical_surrogate",
+        {},
+        10,
+        COMMON | {"adversarial": "pgd", "adversarial_eps": 2 / 255, "adversarial_steps": 10},
+        {},
+    ),
+    (
         "deepconfuse_monitor",
         {"epochs": 20, "batch_size": 256},
         20,

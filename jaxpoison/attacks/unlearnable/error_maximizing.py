@@ -11,16 +11,14 @@ final loss; the start is already inside the box; no augmentation unless one is g
 
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel
-from jaxpoison.hypergrad import alternating, rowwise_loss
+from jaxpoison.hypergrad import loss_at_surrogate, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
-from jaxpoison.types import Attack, Bilevel, InputError, Victim
+from jaxpoison.types import Attack, Victim
 
 __all__ = ["error_maximizing"]
 
@@ -76,22 +74,4 @@ def error_maximizing(
         return -ce(logits, label)
 
     outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
-    return bilevel(
-        space, alternating(_frozen(outer_loss), inner_steps=0), optax.sign_sgd(step_size)
-    )
-
-
-def _frozen(outer_loss) -> Bilevel:
-    """The follower is the surrogate of `scenario.aux` and never moves."""
-
-    def surrogate(key, scenario):
-        del key
-        check.some_rows(scenario)
-        if not jax.tree.leaves(scenario.aux):
-            raise InputError("scenario.aux is empty; it must be the trained surrogate's Variables")
-        return jax.tree.map(jnp.asarray, scenario.aux)
-
-    def fixed(key, theta, phi, scenario):
-        raise InputError("error_maximizing trains no follower; its surrogate is scenario.aux")
-
-    return Bilevel(surrogate, fixed, fixed, outer_loss)
+    return bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
