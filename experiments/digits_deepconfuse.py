@@ -71,8 +71,8 @@ class Config(StudyConfig):
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: two trials, one share, no victims but the network."""
-        few = {"trials": 2, "sweep": (), "early": (1,), "rates": (), "shares": (0.5,)}
+        """Seconds: one trial, one share, no victims but the network."""
+        few = {"trials": 1, "sweep": (), "early": (1,), "rates": (), "shares": (0.5,)}
         small = {"hidden": (), "epochs": 2, "victims": 2, "classical": ()}
         return cls(**few | small | options)
 

@@ -21,6 +21,8 @@ import dataclasses
 import jaxpoison as jp
 from jaxpoison.report import AddedConfig, Player, added_arm, added_job, command_line
 
+ARMS = ("random-points", "label-flip", "canceling", "canceling-unscaled", "canceling-box")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(AddedConfig):
@@ -29,6 +31,8 @@ class Config(AddedConfig):
     shares: tuple[float, ...] = (0.03, 0.1, 0.3)
     victims: int = 2
     craft_seeds: int = 5
+    arms: tuple[str, ...] = ()
+    """Some of the arms by name; none given means all. Random points are the others' control."""
     radius: float = 3.0
     """Of the corruption of the clean parameters that makes the target."""
     scale: float = 0.05
@@ -44,15 +48,18 @@ class Config(AddedConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "arms", tuple(self.arms))
+        for name in self.arms:
+            jp.check.one_of(ARMS, arms=name)
         jp.check.at_least(3, steps=self.steps)
         jp.check.at_least(1, epochs=self.epochs)
         jp.check.number(least=0, weight_decay=self.weight_decay)
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: one share, few steps."""
+        """Seconds: one share, few steps, points of any size."""
         few = {"shares": (0.05,), "victims": 2, "craft_seeds": 1, "steps": 6, "epochs": 2}
-        return cls(**few | options)
+        return cls(**few | {"arms": ("random-points", "canceling")} | options)
 
 
 def main(config: Config) -> dict:
@@ -90,29 +97,31 @@ def main(config: Config) -> dict:
     search = {"optimizer": "lbfgs", "labels": "free", "steps": config.steps // 3}
     images = {"constraint": jp.perturb.Constraint("box"), "labels": "random"}
     adam = {"steps": config.steps, "learning_rate": 0.05}
+    arms = {
+        "random-points": added_arm(
+            jp.attacks.random_points,
+            num_classes=10,
+            constraint=jp.perturb.Constraint("box"),
+            expect="as clean",
+        ),
+        "label-flip": added_arm(jp.attacks.label_flip, num_classes=10, expect="as clean"),
+        "canceling": canceling(
+            "its target's accuracy, 8.6 to 32, at any share", scale=config.free_scale, **search
+        ),
+        "canceling-unscaled": canceling("88.2, 37.4 at 3, 10 %", scale=1.0, **search),
+        "canceling-box": canceling(
+            "95.6, 88.2, 74.8 at 3, 10, 30 %", scale=config.scale, **images, **adam
+        ),
+    }
+    arms = {name: one for name, one in arms.items() if name in (config.arms or ARMS)}
     return added_job(
         "digits_gradient_canceling",
         config,
         players={"": player},
         split=jp.Split(train, test),
         source={"name": "digits", "split": "train"},
-        arms={
-            "random-points": added_arm(
-                jp.attacks.random_points,
-                num_classes=10,
-                constraint=jp.perturb.Constraint("box"),
-                expect="as clean",
-            ),
-            "label-flip": added_arm(jp.attacks.label_flip, num_classes=10, expect="as clean"),
-            "canceling": canceling(
-                "its target's accuracy, 8.6 to 32, at any share", scale=config.free_scale, **search
-            ),
-            "canceling-unscaled": canceling("88.2, 37.4 at 3, 10 %", scale=1.0, **search),
-            "canceling-box": canceling(
-                "95.6, 88.2, 74.8 at 3, 10, 30 %", scale=config.scale, **images, **adam
-            ),
-        },
-        main="canceling",
+        arms=arms,
+        main="canceling" if "canceling" in arms else list(arms)[-1],
         clean="98.0",
         chunk=None,
     )

@@ -33,6 +33,7 @@ from jaxpoison.report import (
 from jaxpoison.report.probes import Probe
 
 BATCH, SELECT_PASSES, SELECT_EPOCHS = 64, 5, 100
+GAMES = ("gue", "gue-strong", "gue-adv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Config(StudyConfig):
     probes: tuple[Probe, ...] = ("train-noise", "test-noise", "poisoned-test")
     eps: float = 0.3
     """L-infinity radius, pixels in [0, 1]; adversarial training has half of it."""
+    games: tuple[str, ...] = GAMES
+    """Which are played; further numbers of passes and fractions stand beside them."""
     passes: int = 25
     """Over the training set, a multiple of 5: after so many the generator is judged on a held-out
     slice."""
@@ -61,6 +64,11 @@ class Config(StudyConfig):
         super().__post_init__()
         passes = {"passes": self.passes, "adv_passes": self.adv_passes}
         jp.check.at_least(1, epochs=self.epochs, **passes)
+        object.__setattr__(self, "games", tuple(self.games))
+        for name in self.games:
+            jp.check.one_of(GAMES, games=name)
+        if not self.games:
+            raise jp.InputError("games are none; name at least one")
         if self.passes % SELECT_PASSES:
             raise jp.InputError(f"passes = {self.passes}; it must be a multiple of {SELECT_PASSES}")
         for number in self.without_selection:
@@ -68,8 +76,9 @@ class Config(StudyConfig):
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: five passes, no further arms."""
+        """Seconds: five passes of one game, no further arms."""
         few = {"passes": 5, "adv_passes": 1, "without_selection": (), "fractions": ()}
+        few |= {"games": ("gue-strong",)}
         return cls(**few | {"hidden": (), "epochs": 1, "victims": 2} | options)
 
 
@@ -103,7 +112,7 @@ def main(config: Config) -> dict:
         part = {"generator_train_fraction": fraction, **STRONG}
         return gue("34.1 of 0.5, 52.3 of 0.25", passes=25, **part)
 
-    arms = control(linf) | {
+    games = {
         "gue": selected("under 65, adversarially trained 40 above"),
         "gue-strong": selected("under 45, adversarially trained 40 above", **STRONG),
         "gue-adv": gue(
@@ -116,6 +125,7 @@ def main(config: Config) -> dict:
             **STRONG,
         ),
     }
+    arms = control(linf) | {name: games[name] for name in GAMES if name in config.games}
     if config.without_selection:
         arms |= sweep("gue", after, "passes", config.without_selection)
         strong = functools.partial(after, **STRONG)
@@ -136,7 +146,7 @@ def main(config: Config) -> dict:
         split=jp.Split(train, test),
         source={"name": "digits", "split": "train"},
         arms=arms,
-        main="gue-strong",
+        main="gue-strong" if "gue-strong" in config.games else config.games[0],
         clean="the reference, about 98",
         chunk=None,  # dense nets: victims side by side
         published=[

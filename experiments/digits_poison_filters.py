@@ -23,6 +23,7 @@ import jaxpoison as jp
 from jaxpoison.report import AddedConfig, Player, added_arm, added_job, command_line
 
 CLASSES = 10
+ARMS = ("random-points", "label-flip", "canceling", "canceling-box", "total-gradient")
 FILTERS = (
     "random", "sever", "loss", "gradient", "sphere", "sphere-gradients", "slab", "knn",
     "knn-distance", "influence", "norm", "range",
@@ -39,6 +40,8 @@ class Config(AddedConfig):
     """Attack keys per cell; the spread is over these."""
     shares: tuple[float, ...] = (0.03, 0.1)
     """Added points relative to the clean training set."""
+    arms: tuple[str, ...] = ()
+    """Some of the attacks by name; none given means all. Random points are the others' control."""
     weight_decay: float = 1e-3
     """Of the victim, and of the model inside Sever."""
     steps: int = 1000
@@ -60,15 +63,19 @@ class Config(AddedConfig):
         jp.check.positive(weight_decay=self.weight_decay)
         jp.check.at_least(1, steps=self.steps, leader_steps=self.leader_steps)
         jp.check.at_least(1, neighbors=self.neighbors)
+        object.__setattr__(self, "arms", tuple(self.arms))
+        for name in self.arms:
+            jp.check.one_of(ARMS, arms=name)
         object.__setattr__(self, "defenses", tuple(self.defenses))
         for name in self.defenses:
             jp.check.one_of(FILTERS, defenses=name)
 
     @classmethod
     def smoke(cls, **options) -> "Config":
-        """Seconds: few steps, one key, one share."""
+        """Seconds: few steps, two keys, one share, one attack, two filters."""
         few = {"steps": 20, "leader_steps": 2, "craft_seeds": 2, "shares": (0.1,)}
-        return cls(**few | {"defenses": ("loss", "range")} | options)
+        few |= {"arms": ("random-points", "canceling-box"), "defenses": ("loss", "range")}
+        return cls(**few | options)
 
 
 def main(config: Config) -> dict:
@@ -101,32 +108,34 @@ def main(config: Config) -> dict:
     game = dataclasses.replace(
         jp.attacks.TGDA["exact"], weight_decay=config.weight_decay, epochs=config.leader_steps
     )
+    arms = {
+        "random-points": added_arm(
+            jp.attacks.random_points, num_classes=CLASSES, expect="as clean, or a point lower"
+        ),
+        "label-flip": added_arm(
+            jp.attacks.label_flip, num_classes=CLASSES, expect="a point or two lower"
+        ),
+        "canceling": canceling("none", 1.0, "18 to 30 at 3 %, 8 at 10 %"),
+        "canceling-box": canceling("box", 0.1, "96 at 3 %, 90 at 10 %"),
+        "total-gradient": added_arm(
+            jp.attacks.total_gradient,
+            head,
+            game=game,
+            labels="random",
+            num_classes=CLASSES,
+            num_steps=config.leader_steps,
+            expect="between label-flip and canceling-box",
+        ),
+    }
+    arms = {name: one for name, one in arms.items() if name in (config.arms or ARMS)}
     return added_job(
         "digits_poison_filters",
         config,
         players={"": player},
         split=jp.Split(train, test),
         source={"name": "digits", "split": "train"},
-        arms={
-            "random-points": added_arm(
-                jp.attacks.random_points, num_classes=CLASSES, expect="as clean, or a point lower"
-            ),
-            "label-flip": added_arm(
-                jp.attacks.label_flip, num_classes=CLASSES, expect="a point or two lower"
-            ),
-            "canceling": canceling("none", 1.0, "18 to 30 at 3 %, 8 at 10 %"),
-            "canceling-box": canceling("box", 0.1, "96 at 3 %, 90 at 10 %"),
-            "total-gradient": added_arm(
-                jp.attacks.total_gradient,
-                head,
-                game=game,
-                labels="random",
-                num_classes=CLASSES,
-                num_steps=config.leader_steps,
-                expect="between label-flip and canceling-box",
-            ),
-        },
-        main="canceling",
+        arms=arms,
+        main="canceling" if "canceling" in arms else list(arms)[-1],
         chunk=None,
     )
 

@@ -149,7 +149,7 @@ class FeatureConfig(AddedImageConfig):
 
     @classmethod
     def smoke(cls, **options: Any) -> Self:
-        """Seconds: logistic regression's features (pixels), two steps, one share, three arms."""
+        """Seconds: logistic regression's features (pixels), two steps, one share, one attack."""
         few: dict[str, Any] = {"network": "logistic_regression", "train_images": 100}
         few |= {
             "pretraining": "small_supervised",
@@ -160,7 +160,7 @@ class FeatureConfig(AddedImageConfig):
         }
         few |= {"cancel_steps": 2, "pixel_steps": 2, "match_steps": 2}
         few |= {"victims": 2, "shares": (0.05,)}
-        return cls.small(**few | {"methods": ("random-points", "features", "matching")} | options)
+        return cls.small(**few | {"methods": ("random-points", "matching")} | options)
 
     def pretrained(self, name: str, split: Split, num_classes: int) -> Extractor:
         """The extractor, pretrained on that set or loaded from RUNS/pretrained."""

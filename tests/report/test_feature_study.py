@@ -8,6 +8,7 @@ import pytest
 
 import jaxpoison as jp
 from jaxpoison.report import FeatureConfig
+from jaxpoison.report.feature_study import ARMS
 from jaxpoison.types import Dataset, Split
 from jaxpoison.victims import Extractor
 
@@ -15,20 +16,38 @@ pytestmark = pytest.mark.usefixtures("quick_module")
 SHAPE = (8, 8, 1)
 
 
-def test_a_decoder_is_of_the_extractor_at_hand(tmp_path, monkeypatch):
-    """A second run loads it; another extractor under the same name does not."""
+@pytest.fixture
+def arms(tmp_path, monkeypatch):
+    """The arms of a study of these methods, against an extractor of that seed."""
     study = importlib.import_module("jaxpoison.report.feature_study")
-    monkeypatch.setattr(study, "added_job", lambda *args, arms, **options: arms["decoder"].aux)
+    monkeypatch.setattr(study, "added_job", lambda *args, arms, **options: arms)
     every = jp.data.synthetic.blobs(jax.random.key(0), 30, 3, SHAPE)
     split = Split(*(Dataset(every.image[s], every.label[s]) for s in (slice(20), slice(20, None))))
     network = jp.models.mlp(SHAPE, 3, hidden=(4,), batch_norm=False)
-    config = FeatureConfig.small(runs=tmp_path, decoder_epochs=1, methods=("decoder",))
 
-    def decoder(seed):
+    def make(seed, *methods):
+        config = FeatureConfig.small(runs=tmp_path, decoder_epochs=1, methods=methods)
         extractor = Extractor(network, network.init(jax.random.key(seed)))
-        found = study.feature_study(
+        return study.feature_study(
             "small", config, extractor=extractor, split=split, source={}, num_classes=3
         )
+
+    return make
+
+
+def test_every_arm_can_be_made(arms):
+    names = tuple(name for name in ARMS if name != "decoder")  # which the next test makes
+    made = arms(0, *names)
+    assert tuple(made) == names and all(one.aux is None for one in made.values())
+    inner = {name for name, one in made.items() if one.space == "features"}
+    assert inner == {"features", "features-range", "tgda-features"}
+
+
+def test_a_decoder_is_of_the_extractor_at_hand(arms, tmp_path):
+    """A second run loads it; another extractor under the same name does not."""
+
+    def decoder(seed):
+        found = arms(seed, "decoder")["decoder"].aux
         return found, {p.name for p in (tmp_path / "pretrained").iterdir()}
 
     (first, one), (again, same), (other, two) = decoder(0), decoder(0), decoder(1)
