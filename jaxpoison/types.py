@@ -27,6 +27,8 @@ __all__ = [
     "Key",
     "Leader",
     "Learner",
+    "Losses",
+    "Mixture",
     "Objective",
     "Perturbation",
     "Purifier",
@@ -38,6 +40,7 @@ __all__ = [
     "Sweep",
     "TrainState",
     "Training",
+    "TrainingDefense",
     "Variables",
     "Victim",
     "as_float",
@@ -63,6 +66,18 @@ class Dataset(NamedTuple):
     label: Int[Array, " n"]
 
 
+class Mixture(NamedTuple):
+    """The labels of mixed rows: q_i(y) = sum_k weight[i, k] [label[i, k] = y].
+
+    Attributes:
+      label: [B, K], int32; a label may stand there more than once.
+      weight: [B, K], float32, of sum 1 over k.
+    """
+
+    label: Int[Array, "b k"]
+    weight: Float[Array, "b k"]
+
+
 class Batch(NamedTuple):
     """What a learner takes in one step.
 
@@ -71,12 +86,17 @@ class Batch(NamedTuple):
       label: [B], int32.
       weight: [B], float32; the loss is the weighted mean. Ones unless a defense says otherwise.
       index: [B], int32 rows in the training set, for defenses that keep per-sample state.
+      mixture: what the loss takes instead of `label`, of a batch whose images are mixed; else None.
+      epoch: int32, epochs that the learner has finished, where it counts them (see
+        `victims.learner`); else None.
     """
 
     image: Float[Array, "b h w c"]
     label: Int[Array, " b"]
     weight: Float[Array, " b"]
     index: Int[Array, " b"]
+    mixture: Mixture | None = None
+    epoch: Int[Array, ""] | None = None
 
 
 class Split(NamedTuple):
@@ -244,6 +264,17 @@ class Learner(NamedTuple):
     init: Callable[..., TrainState]
     loss: Callable[..., tuple[Array, Any]]
     step: Callable[..., tuple[TrainState, Any]]
+
+
+Losses = Callable[..., tuple[Array, tuple[Array, Any]]]
+"""(victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), train mode."""
+
+TrainingDefense = Callable[[Losses], Losses]
+"""A defense inside a victim's training: it changes the losses of rows, or the batch they are of.
+
+The batch comes augmented. What it draws is of the key it gets, of which it hands a part on; weights
+of rows stay as they are. `defenses.compose` chains them, `victims.victim_training` takes one.
+"""
 
 
 class Perturbation(NamedTuple):

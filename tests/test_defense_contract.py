@@ -1,4 +1,4 @@
-"""One table of filters, one list of promises; every filter must keep all of them."""
+"""Tables of filters and of training-time defenses; all of a table must keep all its promises."""
 
 import functools
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxpoison as jp
+from jaxpoison.victims.learner import cross_entropy
 
 CLASSES, NUM, WIDTH = 3, 60, 5
 KEY = jax.random.key(0)
@@ -148,3 +149,115 @@ def test_float64_and_float32_agree(name):
         wide = screen(build(name), KEY, *features(np.float64))
     np.testing.assert_array_equal(wide.keep, small.keep)
     np.testing.assert_allclose(wide.score, small.score, rtol=2e-3, atol=1e-4)
+
+
+SHAPE, ROWS = (8, 8, 3), 8
+AUGMENTATIONS = {  # name: factory of a training-time defense
+    "mixup": jp.defenses.mixup,
+    "cutmix": jp.defenses.cutmix,
+    "cutout": lambda: jp.defenses.cutout(size=4),
+}
+TRAINING = {
+    **AUGMENTATIONS,
+    "adversarial": lambda: jp.defenses.adversarial(steps=2),
+    "trades": lambda: jp.defenses.trades(steps=2),
+    "mixup, then adversarial": lambda: jp.defenses.compose(
+        jp.defenses.mixup(), jp.defenses.adversarial(steps=2)
+    ),
+}
+IDENTITIES = {
+    "compose": jp.defenses.compose(),
+    "mixup": jp.defenses.mixup(probability=0.0),
+    "cutmix": jp.defenses.cutmix(probability=0.0),
+    "adversarial": jp.defenses.adversarial(eps=0.0, step_size=0.1, steps=1),
+    "trades": jp.defenses.trades(beta=0.0, steps=1),
+}
+EVERY_TRAINING = pytest.mark.parametrize("name", TRAINING)
+
+
+def pictures(dtype=np.float32, weight=None):
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.uniform(size=(ROWS, *SHAPE)), dtype)
+    label = jnp.asarray(np.arange(ROWS) % CLASSES, jnp.int32)
+    weight = jnp.ones(ROWS, dtype) if weight is None else jnp.asarray(weight, dtype)
+    return jp.Batch(image, label, weight, jnp.arange(ROWS, dtype=jnp.int32))
+
+
+@functools.cache
+def linear():
+    return jp.models.logistic_regression(SHAPE, CLASSES)
+
+
+@functools.cache
+def defended(name):
+    """A learner of two updates an epoch, and its jitted step."""
+    losses = TRAINING[name]()(cross_entropy)
+    learner = jp.victims.learner(linear(), optax.sgd(0.3), losses=losses, steps_per_epoch=2)
+    return learner, jax.jit(learner.step)
+
+
+def start(learner):
+    phi = jax.jit(learner.init)(KEY)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), phi.params)
+    return phi._replace(params=params)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_defended_step_in_jit_equals_eager(name):
+    learner, step = defended(name)
+    phi = start(learner)
+    for a, b in zip(
+        jax.tree.leaves(step(KEY, phi, pictures())),
+        jax.tree.leaves(learner.step(KEY, phi, pictures())),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@EVERY_TRAINING
+def test_a_defended_step_repeats_its_bits_and_compiles_once(name):
+    learner, step = defended(name)
+    phi = start(learner)
+    first, info = step(KEY, phi, pictures())
+    assert info.finite and not np.array_equal(*(jax.tree.leaves(x.params)[0] for x in (phi, first)))
+    size = step._cache_size()
+    again, _ = step(KEY, phi, pictures())
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    step(jax.random.key(1), first, pictures())
+    assert step._cache_size() == size
+    assert int(first.opt_state.updates) == 1
+    for a, b in zip(jax.tree.leaves(phi), jax.tree.leaves(first), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+
+
+@EVERY_TRAINING
+def test_what_stands_in_rows_without_weight_does_not_matter(name):
+    learner, step = defended(name)
+    phi, data = start(learner), pictures(weight=[1, 0.5, 2, 1, 1, 0, 0, 1])
+    other = data._replace(image=data.image.at[5:7].set(0.25), label=data.label.at[5:7].set(0))
+    for a, b in zip(
+        jax.tree.leaves(step(KEY, phi, data)), jax.tree.leaves(step(KEY, phi, other)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@EVERY_TRAINING
+def test_micro_batches_are_defended_too(name):
+    losses = TRAINING[name]()(cross_entropy)
+    settings = {"losses": losses, "steps_per_epoch": 1, "accumulate": 3}
+    learner = jp.victims.learner(linear(), optax.sgd(0.3), **settings)
+    phi, info = jax.eval_shape(learner.step, KEY, start(learner), pictures())
+    assert phi.opt_state.updates.shape == info.outer_loss.shape == ()
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_a_defense_of_no_strength_is_none(name):
+    plain = jp.victims.learner(linear(), optax.sgd(0.3))
+    losses = IDENTITIES[name](cross_entropy)
+    learner = jp.victims.learner(linear(), optax.sgd(0.3), losses=losses)
+    expected, _ = jax.jit(plain.step)(KEY, start(plain), pictures())
+    found, _ = jax.jit(learner.step)(KEY, start(plain), pictures())
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

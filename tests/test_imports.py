@@ -37,13 +37,15 @@ SHARED_ASSEMBLY = {
     "update_rules",
 }  # of attacks/, for all attacks
 SHARED_SCREENING = {
+    "combined",
     "fits",
     "known",
     "per_sample_gradients",
     "purified",
     "removal",
     "screened",
-}  # of defenses/: what filters are given, how a score becomes a mask; how purifiers are fitted
+}  # of defenses/: what filters are given, how a score becomes a mask; how purifiers are fitted;
+# how training-time defenses are chained
 
 
 def modules(node: ast.AST, package: str) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison import check
 from jaxpoison.types import Key
@@ -30,6 +30,7 @@ __all__ = [
     "shift",
     "shift_flip",
     "shift_flip_at",
+    "spans",
     "triangle",
 ]
 
@@ -161,8 +162,8 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augmentation:
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         num, height, width, _ = image.shape
         row_key, column_key = jax.random.split(key)
-        rows = _hole(jax.random.randint(row_key, (num,), 0, height), height, size)
-        columns = _hole(jax.random.randint(column_key, (num,), 0, width), width, size)
+        rows = spans(jax.random.randint(row_key, (num,), 0, height), height, size)
+        columns = spans(jax.random.randint(column_key, (num,), 0, width), width, size)
         hole = rows[:, :, None, None] & columns[:, None, :, None]
         return jnp.where(hole, _color(fill, image), image)
 
@@ -215,13 +216,17 @@ def triangle(position: Float[Array, "b n"], size: int) -> Float[Array, "b n k"]:
     return jnp.maximum(1 - jnp.abs(position[:, :, None] - jnp.arange(size)[None, None]), 0)
 
 
+def spans(
+    center: Int[Array, " b"], length: int, size: int | Int[Array, " b"]
+) -> Bool[Array, "b n"]:
+    """[n, i]: whether i is one of size_n places from center_n - size_n // 2 on, 0 <= i < length."""
+    size = jnp.broadcast_to(size, center.shape)
+    distance = jnp.arange(length)[None] - (center - size // 2)[:, None]
+    return (distance >= 0) & (distance < size[:, None])
+
+
 def _color(fill: Fill, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return jnp.broadcast_to(jnp.asarray(fill, image.dtype), image.shape)
-
-
-def _hole(center: Array, length: int, size: int) -> Bool[Array, "b n"]:
-    distance = jnp.arange(length)[None] - (center - size // 2)[:, None]
-    return (distance >= 0) & (distance < size)
 
 
 def _check_pixels(max_pixels: float | None) -> None:

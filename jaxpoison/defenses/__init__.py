@@ -1,5 +1,6 @@
-"""Defenses, each a factory named as its file: settings in, a `Filter` or a `Purifier` out."""
+"""Defenses, each a factory: settings in; `Filter`, `Purifier` or `TrainingDefense` out."""
 
+from jaxpoison.defenses.combined import augmented, compose
 from jaxpoison.defenses.filter.deep_knn import deep_knn, knn_distance
 from jaxpoison.defenses.filter.influence import influence
 from jaxpoison.defenses.filter.largest_loss import largest_gradient, largest_loss
@@ -26,6 +27,9 @@ from jaxpoison.defenses.screened import (
     refilled,
     screen_and_score,
 )
+from jaxpoison.defenses.train.cutout import cutout
+from jaxpoison.defenses.train.mixing import cutmix, mixup
+from jaxpoison.victims.adversarial import adversarial, trades
 
 __all__ = [
     "ENRON",
@@ -35,8 +39,13 @@ __all__ = [
     "Known",
     "SeverSettings",
     "bilateral",
+    "adversarial",
+    "augmented",
     "bit_depth",
+    "compose",
     "converged",
+    "cutmix",
+    "cutout",
     "deep_knn",
     "detection",
     "filtered",
@@ -52,6 +61,7 @@ __all__ = [
     "largest_loss",
     "mean",
     "median",
+    "mixup",
     "norm_filter",
     "random_filter",
     "range_filter",
@@ -60,5 +70,6 @@ __all__ = [
     "sever",
     "slab",
     "sphere",
+    "trades",
     "trained",
 ]

@@ -1,4 +1,4 @@
-"""Adversarial training: PGD, and learners that train on what it finds (Madry et al., TRADES).
+"""Adversarial training: PGD, and losses of what it finds (Madry et al., TRADES), as defenses.
 
 The attack of a step is an inner maximization whose result is a constant: no gradient flows through
 it, whatever the loss is differentiated with respect to.
@@ -16,11 +16,27 @@ from jaxtyping import Array, Float
 from jaxpoison import check, tree
 from jaxpoison.perturb import Budget, project_linf
 from jaxpoison.perturb.initial import Draw, check_initial
-from jaxpoison.types import Dataset, Key, Learner, Variables, Victim, as_float
+from jaxpoison.types import (
+    Dataset,
+    InputError,
+    Key,
+    Learner,
+    TrainingDefense,
+    Variables,
+    Victim,
+    as_float,
+)
 from jaxpoison.victims.evaluate import Assessment, checked_assessment, confusion, stacked
-from jaxpoison.victims.learner import learner
+from jaxpoison.victims.learner import cross_entropy, learner, row_losses
 
-__all__ = ["adversarial_learner", "assess_robust", "pgd", "trades_learner"]
+__all__ = [
+    "adversarial",
+    "adversarial_learner",
+    "assess_robust",
+    "pgd",
+    "trades",
+    "trades_learner",
+]
 
 STEP_PER_EPS = 1 / 4  # GUE's code, both of its attacks; 2/255 at 8/255 as in Madry et al.
 TRADES_START = 0.01  # standard deviation of the Gaussian start, pixel units
@@ -73,6 +89,58 @@ def pgd(
     return lax.stop_gradient(delta)
 
 
+def adversarial(
+    *,
+    eps: float | Float[Array, ""] = 8 / 255,
+    step_size: float | Float[Array, ""] | None = None,
+    steps: int = 10,
+    train_mode: bool = False,
+) -> TrainingDefense:
+    """Adversarial training (PGD-AT): the losses of adversarial examples alone.
+
+    l_i = CE(f(x_i + delta_i), y_i), f in train mode;  delta from `pgd` on the same losses, uniform
+    start in the ball, the network in eval mode (running statistics, no dropout) meanwhile. Running
+    statistics move by the one forward pass of the update.
+
+    Args:
+      eps: L-infinity radius of the examples, pixel units.
+      step_size: pixel units; None is eps / 4.
+      steps: of `pgd`, at least 1.
+      train_mode: attack with the network in train mode instead (batch statistics, one dropout mask
+        for all steps).
+
+    Returns: a TrainingDefense. Of losses other than the cross-entropy, such as those of mixed
+      images, it attacks these, with the draws of the update. Logits, and so the accuracy in train
+      mode, are of the adversarial examples. Differentiable in the images too, through x + delta
+      with delta constant.
+    Raises: InputError for a bad value, named.
+    Cost: K + 1 times the passes of a step.
+    Source: Madry et al. 2018, eq. 2.1; constants and modes of GUE's code, evaluation.py.
+    """
+    options = _attack(eps, step_size, steps, "uniform")
+
+    def defense(losses):
+        def changed(victim, key, variables, batch):
+            attack_key, mask_key, key = jax.random.split(key, 3)
+            fixed = lax.stop_gradient(variables)
+            mode: dict[str, Any] = {"train": True, "key": mask_key} if train_mode else {}
+
+            def look(variables, image, *, train, key=None):
+                del train, key
+                return victim.apply(variables, image, **(mode or {"train": False}))
+
+            def attacked(image):
+                looking = victim._replace(apply=look)
+                return jnp.sum(losses(looking, key, fixed, batch._replace(image=image))[0])
+
+            delta = pgd(attack_key, attacked, batch.image, **options)
+            return losses(victim, key, variables, batch._replace(image=batch.image + delta))
+
+        return changed
+
+    return defense
+
+
 def adversarial_learner(
     victim: Victim,
     tx: optax.GradientTransformation,
@@ -83,43 +151,81 @@ def adversarial_learner(
     train_mode: bool = False,
     accumulate: int = 1,
 ) -> Learner:
-    """`victims.learner` on adversarial examples alone (PGD-AT).
-
-    l_i = CE(f(x_i + delta_i), y_i), f in train mode;  delta from `pgd` on the same cross-entropy,
-    uniform start in the ball, the network in eval mode (running statistics, no dropout) meanwhile.
-    Running statistics move by the one forward pass of the update.
+    """`victims.learner` by `adversarial` training.
 
     Args:
       victim: the network.
       tx: as of `learner`, like `accumulate`.
-      eps: L-infinity radius of the examples, pixel units.
-      step_size: pixel units; None is eps / 4.
-      steps: of `pgd`, at least 1.
-      train_mode: attack with the network in train mode instead (batch statistics, one dropout mask
-        for all steps).
+      eps: as of `adversarial`, like what follows.
+      step_size: likewise.
+      steps: likewise.
+      train_mode: likewise.
       accumulate: micro-batches per update.
 
-    Returns: a Learner. Its logits, and so its accuracy in train mode, are of the adversarial
-      examples. `loss` is differentiable in the images too, through x + delta with delta constant.
     Raises: InputError for a bad value, named.
-    Cost: K + 1 times the passes of `learner`.
-    Source: Madry et al. 2018, eq. 2.1; constants and modes of GUE's code, evaluation.py.
     """
-    options = _attack(eps, step_size, steps, "uniform")
+    defense = adversarial(eps=eps, step_size=step_size, steps=steps, train_mode=train_mode)
+    return learner(victim, tx, accumulate=accumulate, losses=defense(cross_entropy))
 
-    def losses(victim, key, variables, batch):
-        attack_key, mask_key, key = jax.random.split(key, 3)
-        fixed = lax.stop_gradient(variables)
-        mode: dict[str, Any] = {"train": True, "key": mask_key} if train_mode else {"train": False}
 
-        def attacked(image):
-            return jnp.sum(_cross_entropy(victim.apply(fixed, image, **mode)[0], batch.label))
+def trades(
+    *,
+    eps: float | Float[Array, ""] = 4 / 255,
+    step_size: float | Float[Array, ""] | None = None,
+    steps: int = 10,
+    beta: float | Float[Array, ""] = 1.0,
+) -> TrainingDefense:
+    """The TRADES objective: clean accuracy, and the same answer nearby.
 
-        delta = pgd(attack_key, attacked, batch.image, **options)
-        logits, stats = victim.apply(variables, batch.image + delta, train=True, key=key)
-        return _cross_entropy(logits, batch.label), (logits, stats)
+    l_i = CE(z_i, y_i) + beta KL(p_i || q_i),  KL = sum_k p_ik (log p_ik - log q_ik),
+    p = softmax(z), z = f(x), q = softmax(f(x + delta)).
 
-    return learner(victim, tx, accumulate=accumulate, losses=losses)
+    One forward pass in train mode over the 2B rows [x; x + delta], normalized together; running
+    statistics move by it alone. Gradients reach parameters and images through both branches (p is
+    not detached). delta is constant: `pgd` on the KL with p detached, the network in train mode
+    (statistics of the B rows it is given, one dropout mask for all steps), from x + 0.01 N(0, I).
+
+    Args:
+      eps: L-infinity radius of delta, pixel units.
+      step_size: pixel units; None is eps / 4.
+      steps: of `pgd`, at least 1.
+      beta: weight of the divergence, at least 0.
+
+    Returns: a TrainingDefense of the cross-entropy alone: of several, the last. Logits are of x.
+    Raises: InputError for a bad value, named; for other losses than the cross-entropy.
+    Cost: K + 1 forward and K backward passes of B rows, then both of 2B rows.
+    Source: Zhang et al. 2019, eq. 5; modes and constants of GUE's code, gue_adv.py. Differs from
+      it: passes of the attack leave running statistics alone.
+    """
+    options = _attack(eps, step_size, steps, _trades_start)
+    check.number(least=0, beta=beta)
+
+    def defense(losses):
+        if losses is not cross_entropy:
+            raise InputError("TRADES is a loss of its own; of several defenses it must be the last")
+
+        def changed(victim, key, variables, batch):
+            attack_key, mask_key, key = jax.random.split(key, 3)
+            fixed = lax.stop_gradient(variables)
+
+            def log_softmax(image):
+                return jax.nn.log_softmax(victim.apply(fixed, image, train=True, key=mask_key)[0])
+
+            reference = log_softmax(lax.stop_gradient(batch.image))
+
+            def divergence(image):
+                return jnp.sum(_divergence(log_softmax(image), reference))
+
+            delta = pgd(attack_key, divergence, batch.image, **options)
+            both = jnp.concatenate([batch.image, batch.image + delta])
+            scores, stats = victim.apply(variables, both, train=True, key=key)
+            clean, near = jnp.split(scores, 2)
+            drift = _divergence(jax.nn.log_softmax(near), jax.nn.log_softmax(clean))
+            return row_losses(clean, batch) + beta * drift, (clean, stats)
+
+        return changed
+
+    return defense
 
 
 def trades_learner(
@@ -132,54 +238,21 @@ def trades_learner(
     beta: float | Float[Array, ""] = 1.0,
     accumulate: int = 1,
 ) -> Learner:
-    """`victims.learner` on the TRADES objective: clean accuracy, and the same answer nearby.
-
-    l_i = CE(z_i, y_i) + beta KL(p_i || q_i),  KL = sum_k p_ik (log p_ik - log q_ik),
-    p = softmax(z), z = f(x), q = softmax(f(x + delta)).
-
-    One forward pass in train mode over the 2B rows [x; x + delta], normalized together; running
-    statistics move by it alone. Gradients reach parameters and images through both branches (p is
-    not detached). delta is constant: `pgd` on the KL with p detached, the network in train mode
-    (statistics of the B rows it is given, one dropout mask for all steps), from x + 0.01 N(0, I).
+    """`victims.learner` on the `trades` objective.
 
     Args:
       victim: the network.
       tx: as of `learner`, like `accumulate`.
-      eps: L-infinity radius of delta, pixel units.
-      step_size: pixel units; None is eps / 4.
-      steps: of `pgd`, at least 1.
-      beta: weight of the divergence, at least 0.
+      eps: as of `trades`, like what follows.
+      step_size: likewise.
+      steps: likewise.
+      beta: likewise.
       accumulate: micro-batches per update.
 
-    Returns: a Learner; its logits are those of x.
     Raises: InputError for a bad value, named.
-    Cost: K + 1 forward and K backward passes of B rows, then both of 2B rows.
-    Source: Zhang et al. 2019, eq. 5; modes and constants of GUE's code, gue_adv.py. Differs from
-      it: passes of the attack leave running statistics alone.
     """
-    options = _attack(eps, step_size, steps, _trades_start)
-    check.number(least=0, beta=beta)
-
-    def losses(victim, key, variables, batch):
-        attack_key, mask_key, key = jax.random.split(key, 3)
-        fixed = lax.stop_gradient(variables)
-
-        def log_softmax(image):
-            return jax.nn.log_softmax(victim.apply(fixed, image, train=True, key=mask_key)[0])
-
-        reference = log_softmax(lax.stop_gradient(batch.image))
-
-        def divergence(image):
-            return jnp.sum(_divergence(log_softmax(image), reference))
-
-        delta = pgd(attack_key, divergence, batch.image, **options)
-        both = jnp.concatenate([batch.image, batch.image + delta])
-        scores, stats = victim.apply(variables, both, train=True, key=key)
-        clean, near = jnp.split(scores, 2)
-        drift = _divergence(jax.nn.log_softmax(near), jax.nn.log_softmax(clean))
-        return _cross_entropy(clean, batch.label) + beta * drift, (clean, stats)
-
-    return learner(victim, tx, accumulate=accumulate, losses=losses)
+    defense = trades(eps=eps, step_size=step_size, steps=steps, beta=beta)
+    return learner(victim, tx, accumulate=accumulate, losses=defense(cross_entropy))
 
 
 def assess_robust(

@@ -1,21 +1,17 @@
 """How a victim learns from a batch: an optax rule on the weighted mean of its rows' losses."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
-from jaxpoison.types import Batch, Key, Learner, TrainState, Variables, Victim
+from jaxpoison.types import Batch, Key, Learner, Losses, TrainState, Variables, Victim
 
-__all__ = ["StepInfo", "cross_entropy", "learner", "share"]
-
-Losses = Callable[..., tuple[Array, tuple[Array, Any]]]
-"""(victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), train mode."""
+__all__ = ["Counted", "StepInfo", "cross_entropy", "learner", "row_losses", "share"]
 
 
 class StepInfo(NamedTuple):
@@ -34,6 +30,18 @@ class StepInfo(NamedTuple):
     accuracy: Float[Array, "..."]
 
 
+class Counted(NamedTuple):
+    """An optimizer's state and how often it was updated.
+
+    Attributes:
+      updates: of the parameters, since `init`.
+      inner: the state of the optax rule.
+    """
+
+    updates: Int[Array, ""]
+    inner: Any
+
+
 def cross_entropy(
     victim: Victim, key: Key, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, " b"], tuple[Float[Array, "b l"], Any]]:
@@ -43,13 +51,20 @@ def cross_entropy(
       victim: the network.
       key: its own (dropout).
       variables: its arrays.
-      batch: images and labels; weights are not read.
+      batch: images and labels, or their mixture; weights are not read.
 
     Returns: (losses [B], (logits [B, L], new running statistics)).
     """
     logits, stats = victim.apply(variables, batch.image, train=True, key=key)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-    return losses, (logits, stats)
+    return row_losses(logits, batch), (logits, stats)
+
+
+def row_losses(logits: Float[Array, "b l"], batch: Batch) -> Float[Array, " b"]:
+    """CE(z_i, y_i) [B]; of mixed rows sum_k w_ik CE(z_i, y_ik), which is CE(z_i, q_i)."""
+    if batch.mixture is None:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
+    scores = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.mixture.label, axis=1)
+    return -jnp.sum(batch.mixture.weight * scores, axis=1)
 
 
 def learner(
@@ -58,6 +73,7 @@ def learner(
     *,
     accumulate: int = 1,
     losses: Losses = cross_entropy,
+    steps_per_epoch: int | None = None,
 ) -> Learner:
     """Supervised training of `victim` by the optax rule `tx`.
 
@@ -78,14 +94,20 @@ def learner(
       tx: gradients to updates; weight decay, clipping and the schedule are part of it.
       accumulate: k, at least 1; 1 takes the batch whole.
       losses: (victim, key, variables, batch) -> (losses [B], (logits [B, L], new stats)), traceable
-        and differentiable; what `adversarial_learner` and `trades_learner` replace.
+        and differentiable; what `adversarial_learner`, `trades_learner` and a `TrainingDefense`
+        replace.
+      steps_per_epoch: updates of an epoch: the learner counts them and sets `Batch.epoch`, for
+        losses that depend on it; its optimizer's state is `Counted` then. None: it does not count.
 
     Returns: a Learner; step(key, phi, batch) -> (phi, StepInfo). `key` is the network's (dropout).
       `loss` takes the batch whole whatever k.
-    Raises: InputError for accumulate < 1.
+    Raises: InputError for accumulate < 1 or steps_per_epoch < 1.
     Cost: k forward and backward passes of B / k rows; one more copy of the parameters for k > 1.
     """
     check.at_least(1, accumulate=accumulate)
+    if steps_per_epoch is not None:
+        check.at_least(1, steps_per_epoch=steps_per_epoch)
+        tx = _counted(tx)
 
     def init(key):
         variables = victim.init(key)
@@ -107,6 +129,8 @@ def learner(
         return (gradient, value, share(right, batch.weight, total)), stats
 
     def step(key, phi, batch):
+        if steps_per_epoch is not None:
+            batch = batch._replace(epoch=phi.opt_state.updates // steps_per_epoch)
         if accumulate == 1:
             sums, stats = gradient(key, phi.params, phi.stats, batch, jnp.sum(batch.weight))
         else:
@@ -126,11 +150,13 @@ def _accumulated(gradient: Any, key: Any, phi: TrainState, batch: Batch, num: in
     rows = batch.label.shape[0]
     size = -(-rows // num)
     full = rows // size
-    total = jnp.sum(batch.weight)
+    total, epoch = jnp.sum(batch.weight), batch.epoch
+    batch = batch._replace(epoch=None)  # what is left has rows
 
     def add(carry, job):
         sums, stats = carry
         number, micro = job
+        micro = micro._replace(epoch=epoch)
         parts, stats = gradient(jax.random.fold_in(key, number), phi.params, stats, micro, total)
         return (jax.tree.map(jnp.add, sums, parts), stats), None
 
@@ -143,6 +169,17 @@ def _accumulated(gradient: Any, key: Any, phi: TrainState, batch: Batch, num: in
     if full * size < rows:
         carry, _ = add(carry, (full, jax.tree.map(lambda x: x[full * size :], batch)))
     return carry
+
+
+def _counted(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    def init(params):
+        return Counted(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None):
+        updates, inner = tx.update(updates, state.inner, params)
+        return updates, Counted(state.updates + 1, inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def share(

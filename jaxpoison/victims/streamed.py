@@ -17,7 +17,15 @@ from jax.sharding import Mesh
 
 from jaxpoison import check, over, tree
 from jaxpoison.data import Rows, StreamSplit
-from jaxpoison.types import Dataset, InputError, Streaming, Training, Victim, as_float
+from jaxpoison.types import (
+    Dataset,
+    InputError,
+    Streaming,
+    Training,
+    TrainingDefense,
+    Victim,
+    as_float,
+)
 from jaxpoison.victims.evaluate import Judgment, judgment
 from jaxpoison.victims.parallel import check_mesh, everywhere, spread_victim
 from jaxpoison.victims.recipe import Recipe
@@ -34,6 +42,7 @@ def streamed_training(
     *,
     max_bytes: int,
     seeds: int | None = None,
+    defense: TrainingDefense | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
     axis: str = "batch",
@@ -53,6 +62,7 @@ def streamed_training(
         windows are held (one in use, one on its way) where two batches fit, else one. Parameters
         and activations come on top.
       seeds: R, as `over_restarts(victim_training(...), R)`; None for one run without that axis.
+      defense: as of `victim_training`.
       accumulate: micro-batches per update; see `victims.learner`.
       mesh: devices to spread each batch over; see `victims.training`.
       axis: name of its axis.
@@ -69,7 +79,7 @@ def streamed_training(
         raise InputError(
             f"statistics = {recipe.statistics!r}; of a set that is streamed they must be running"
         )
-    model = make_learner(victim, recipe, num_train, accumulate)
+    model = make_learner(victim, recipe, num_train, accumulate, defense)
     update = make_update(model, recipe, mesh, axis)
     train = jax.jit(functools.partial(_train, update, mesh), donate_argnums=0)
     right = jax.jit(functools.partial(_right, spread_victim(victim, mesh, axis)))

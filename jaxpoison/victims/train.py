@@ -10,9 +10,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.types import Batch, Dataset, InputError, Learner, Training, Victim, as_float
-from jaxpoison.victims.adversarial import adversarial_learner, trades_learner
+from jaxpoison.types import (
+    Batch,
+    Dataset,
+    InputError,
+    Learner,
+    Losses,
+    Training,
+    TrainingDefense,
+    Victim,
+    as_float,
+)
+from jaxpoison.victims.adversarial import adversarial, trades
 from jaxpoison.victims.evaluate import accuracy
+from jaxpoison.victims.learner import cross_entropy
 from jaxpoison.victims.learner import learner as plain_learner
 from jaxpoison.victims.parallel import check_mesh, everywhere, spread, spread_victim
 from jaxpoison.victims.recipe import Recipe
@@ -28,7 +39,8 @@ class EpochInfo(NamedTuple):
       grad_norm: mean gradient norm, likewise.
       finite: whether every update was finite.
       train_accuracy: on the augmented training batches as they were used (train mode): on their
-        adversarial examples where the learner is `adversarial_learner`.
+        adversarial examples in adversarial training, on what a defense made of them; a mixed image
+        counts by its own label.
       test_accuracy: on the clean test set, after the epoch, with the recipe's statistics.
     """
 
@@ -105,6 +117,7 @@ def victim_training(
     recipe: Recipe,
     num_train: int,
     *,
+    defense: TrainingDefense | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
     axis: str = "batch",
@@ -115,6 +128,8 @@ def victim_training(
       victim: the network.
       recipe: how it is trained; run it for `recipe.epochs` steps.
       num_train: N of the training sets it will see.
+      defense: what changes the losses of the recipe, adversarial or not: `defenses.mixup()`, ...
+        Without it the state has no count of updates.
       accumulate: micro-batches per update, where memory is short; see `victims.learner`.
       mesh: devices to spread each batch over, for large images; see `training`.
       axis: name of its axis.
@@ -125,7 +140,7 @@ def victim_training(
     """
     check_batch(recipe, num_train, accumulate)
     check_mesh(mesh, axis, recipe.batch_size)
-    model = make_learner(victim, recipe, num_train, accumulate)
+    model = make_learner(victim, recipe, num_train, accumulate, defense)
     return of_rows(training(model, recipe, mesh=mesh, axis=axis), num_train)
 
 
@@ -141,20 +156,38 @@ def of_rows(process: Training, num_train: int) -> Training:
     return Training(process.init, step)
 
 
-def make_learner(victim: Victim, recipe: Recipe, num_train: int, accumulate: int) -> Learner:
-    """The update of a recipe, plain or adversarial; its schedule laid out over `num_train` rows."""
-    optimizer = recipe.optimizer_for(num_train)
-    if recipe.adversarial == "none":
-        return plain_learner(victim, optimizer, accumulate=accumulate)
+def make_learner(
+    victim: Victim,
+    recipe: Recipe,
+    num_train: int,
+    accumulate: int,
+    defense: TrainingDefense | None = None,
+) -> Learner:
+    """The update of a recipe, plain or adversarial; its schedule laid out over `num_train` rows.
+
+    A defense stands around the adversarial training of the recipe, which sees what it made of the
+    batch, and may read the epoch.
+    """
+    tx, losses = recipe.optimizer_for(num_train), _losses(recipe)
+    if defense is None:
+        return plain_learner(victim, tx, accumulate=accumulate, losses=losses)
+    steps = recipe.steps_per_epoch(num_train)
+    return plain_learner(
+        victim, tx, accumulate=accumulate, losses=defense(losses), steps_per_epoch=steps
+    )
+
+
+def _losses(recipe: Recipe) -> Losses:
     attack: dict[str, Any] = {
         "eps": recipe.adversarial_eps,
         "step_size": recipe.adversarial_step,
         "steps": recipe.adversarial_steps,
     }
     if recipe.adversarial == "pgd":
-        return adversarial_learner(victim, optimizer, accumulate=accumulate, **attack)
-    beta = recipe.adversarial_beta
-    return trades_learner(victim, optimizer, accumulate=accumulate, beta=beta, **attack)
+        return adversarial(**attack)(cross_entropy)
+    if recipe.adversarial == "trades":
+        return trades(beta=recipe.adversarial_beta, **attack)(cross_entropy)
+    return cross_entropy
 
 
 def make_update(
