@@ -18,6 +18,8 @@ __all__ = [
     "Bilevel",
     "Dataset",
     "Decoder",
+    "Disentangled",
+    "Disentangler",
     "Filter",
     "Game",
     "Generator",
@@ -235,6 +237,43 @@ class Decoder(NamedTuple):
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Array, PyTree]]
+
+
+class Disentangled(NamedTuple):
+    """What a `Disentangler` makes of images, all at least float32.
+
+    Attributes:
+      image: x^ [B, H, W, C] in [0, 1], the reconstruction.
+      perturbation: p^ [B, H, W, C], pixel units, unbounded; None of a plain VAE.
+      mean: mu [B, h, w, Z] of the latent code.
+      log_variance: of the same shape; None of an auto-encoder, whose code is the mean.
+    """
+
+    image: Float[Array, "b h w c"]
+    perturbation: Float[Array, "b h w c"] | None
+    mean: Float[Array, "b y x z"]
+    log_variance: Float[Array, "b y x z"] | None
+
+
+class Disentangler(NamedTuple):
+    """A variational auto-encoder of labeled images with a branch for their perturbation; hashable.
+
+    Attributes:
+      init: (key) -> Variables.
+      apply: (variables, image [B, H, W, C] in [0, 1], label [B], noise, *, train) -> (Disentangled,
+        new stats). The latent code is mu + exp(log_variance / 2) noise, noise [B, h, w, Z] standard
+        normal, or mu for None. With `train=True` BatchNorm uses batch statistics; else running
+        statistics, and `stats` come back unchanged.
+      image_shape: (H, W, C).
+      latent_shape: (h, w, Z).
+      num_classes: L, of the labels.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Disentangled, PyTree]]
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    num_classes: int
 
 
 class Leader(NamedTuple):

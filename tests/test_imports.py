@@ -38,14 +38,15 @@ SHARED_ASSEMBLY = {
 }  # of attacks/, for all attacks
 SHARED_SCREENING = {
     "combined",
+    "disentangling",
     "fits",
     "known",
     "per_sample_gradients",
     "purified",
     "removal",
     "screened",
-}  # of defenses/: what filters are given, how a score becomes a mask; how purifiers are fitted;
-# how training-time defenses are chained
+}  # of defenses/: what filters are given, how a score becomes a mask; how purifiers are fitted, the
+# loss and passes of D-VAE; how training-time defenses are chained
 
 
 def modules(node: ast.AST, package: str) -> list[str]:

@@ -1,6 +1,14 @@
 """Defenses, each a factory: settings in; `Filter`, `Purifier` or `TrainingDefense` out."""
 
 from jaxpoison.defenses.combined import augmented, compose
+from jaxpoison.defenses.disentangling import (
+    Terms,
+    disentangle,
+    disentangling_loss,
+    gaussian_kld,
+    perturbations,
+    purified_images,
+)
 from jaxpoison.defenses.filter.deep_knn import deep_knn, knn_distance
 from jaxpoison.defenses.filter.influence import influence
 from jaxpoison.defenses.filter.largest_loss import largest_gradient, largest_loss
@@ -17,6 +25,7 @@ from jaxpoison.defenses.filter.sphere import slab, sphere
 from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
 from jaxpoison.defenses.purified import fit_purify, fixed
+from jaxpoison.defenses.purify.dvae import DVAEInfo, DVAESettings, DVAEState, dvae
 from jaxpoison.defenses.purify.jpeg import jpeg
 from jaxpoison.defenses.purify.smooth import bilateral, gaussian, gaussian_iss, mean, median
 from jaxpoison.defenses.purify.squeeze import bit_depth, grayscale
@@ -35,12 +44,16 @@ __all__ = [
     "ENRON",
     "REGRESSION",
     "RELEASE",
+    "DVAEInfo",
+    "DVAESettings",
+    "DVAEState",
     "Detection",
     "Known",
     "SeverSettings",
-    "bilateral",
+    "Terms",
     "adversarial",
     "augmented",
+    "bilateral",
     "bit_depth",
     "compose",
     "converged",
@@ -48,11 +61,15 @@ __all__ = [
     "cutout",
     "deep_knn",
     "detection",
+    "disentangle",
+    "disentangling_loss",
+    "dvae",
     "filtered",
     "fit_purify",
     "fixed",
     "gaussian",
     "gaussian_iss",
+    "gaussian_kld",
     "grayscale",
     "influence",
     "jpeg",
@@ -63,6 +80,8 @@ __all__ = [
     "median",
     "mixup",
     "norm_filter",
+    "perturbations",
+    "purified_images",
     "random_filter",
     "range_filter",
     "refilled",

@@ -1,4 +1,4 @@
-"""Networks as `Victim`s, `Generator`s and `Decoder`s: pure functions."""
+"""Networks as `Victim`s, `Generator`s, `Decoder`s and `Disentangler`s: pure functions."""
 
 from jaxpoison.models.adapt import adapt, adapt_decoder, adapt_generator, num_params
 from jaxpoison.models.autoencoder import autoencoder4x4, mnist_autoencoder
@@ -7,6 +7,7 @@ from jaxpoison.models.cnn5 import cnn5
 from jaxpoison.models.convnet import convnet, dropout_cnn, small_cnn
 from jaxpoison.models.decoder import conv_decoder, mlp_decoder
 from jaxpoison.models.densenet import densenet121, densenet121_growth12
+from jaxpoison.models.dvae import dvae
 from jaxpoison.models.leaders import adapt_leader, conv_leader, mlp_leader
 from jaxpoison.models.lenet import lenet, lenet5
 from jaxpoison.models.linear import logistic_regression, mlp
@@ -43,6 +44,7 @@ __all__ = [
     "densenet121",
     "densenet121_growth12",
     "dropout_cnn",
+    "dvae",
     "from_pytorch",
     "lenet",
     "lenet5",

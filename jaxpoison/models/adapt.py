@@ -13,7 +13,15 @@ from flax.core import unfreeze
 from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.types import Decoder, Generator, InputError, Key, Variables, Victim
+from jaxpoison.types import (
+    Decoder,
+    Disentangler,
+    Generator,
+    InputError,
+    Key,
+    Variables,
+    Victim,
+)
 
 __all__ = [
     "adapt",
@@ -226,7 +234,7 @@ def standardize(
     return image
 
 
-def num_params(network: Victim | Generator | Decoder) -> int:
+def num_params(network: Victim | Generator | Decoder | Disentangler) -> int:
     """How many trainable numbers a network has; nothing is computed."""
     params = jax.eval_shape(network.init, jax.random.key(0)).params
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Initializer
 from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.models.adapt import adapt, check_image_shape
-from jaxpoison.models.layers import conv_norm, global_mean, logits
+from jaxpoison.models.layers import conv_norm, global_mean, he_fan_out, logits
 from jaxpoison.models.repeat import repeat
 from jaxpoison.models.stem import STEMS, stem
 from jaxpoison.types import Victim
@@ -206,11 +207,12 @@ class BasicBlock(nn.Module):
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    kernel_init: Initializer = he_fan_out
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b y z f"]:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        kind = {"train": train, "dtype": self.dtype}
+        kind = {"train": train, "dtype": self.dtype, "kernel_init": self.kernel_init}
         y = nn.relu(conv_norm(x, self.features, 3, stride=self.stride, name="1", **kind))
         y = conv_norm(y, self.features, 3, name="2", **kind)
         if self.stride != 1 or x.shape[-1] != self.features:
