@@ -55,7 +55,7 @@ class Config(PaperConfig):
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load("cifar10")
-    victim, recipe, _ = config.trainee(config.network, split, 10)
+    victim, recipe, *_ = config.trainee(config.network, split, 10)
     budget = jp.perturb.Budget("linf", config.eps)
     em = {"eps": config.eps, "num_classes": 10, "num_steps": config.rounds, "budget": budget}
     arms = control(budget) | {

@@ -46,7 +46,7 @@ class Config(PaperConfig):
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load("cifar10")
-    victim, recipe, _ = config.trainee(config.network, split, 10)
+    victim, recipe, *_ = config.trainee(config.network, split, 10)
     budget = jp.perturb.Budget("l2", config.eps)
     lsp = arm(
         jp.attacks.lsp,

@@ -59,7 +59,7 @@ class Config(PaperConfig):
 def main(config: Config) -> dict:
     """Run the study and return its record."""
     source, split = config.load("cifar10")
-    victim, recipe, _ = config.trainee(config.network, split, 10)
+    victim, recipe, *_ = config.trainee(config.network, split, 10)
     clean_recipe = jp.victims.recipes.tap_surrogate(network=config.network)
     plain = dataclasses.replace(recipe, adversarial="none")
     craft = plain if config.scale == "small" else clean_recipe

@@ -74,6 +74,13 @@ def head_scenario():
     return scenario()._replace(aux=jp.victims.join_head(extractor, own))
 
 
+@functools.cache
+def checkpoints(network):
+    """Two networks are known."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    return scenario()._replace(aux=jax.vmap(network.init)(keys))
+
+
 def availability(estimator, eps, space=None):
     """A generic availability attack: minimize minus the clean loss of the trained follower."""
     budget = jp.perturb.Budget("linf", eps)
@@ -117,6 +124,7 @@ def confuse(eps):
 
 
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
+SEP = {**SMALL, "step_size": 0.06}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
 GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
 THREE = jp.attacks.Crafting(steps=3)
@@ -151,6 +159,19 @@ ATTACKS = {  # name: (factory of eps, norm, eps); None where the image box is th
     ),
     "hypocritical": (
         lambda e: jp.attacks.hypocritical(victim(), eps=e, step_size=0.06, batch_size=5),
+        "linf", 0.1,
+    ),
+    "self_ensemble": (
+        lambda e: jp.attacks.self_ensemble(linear(), eps=e, checkpoints=2, **SEP), "linf", 0.1,
+    ),
+    "feature_alignment": (
+        lambda e: jp.attacks.feature_alignment(plain(), eps=e, checkpoints=2, **SEP),
+        "linf", 0.1,
+    ),
+    "feature_alignment_vr": (
+        lambda e: jp.attacks.feature_alignment(
+            plain(), eps=e, checkpoints=2, variance_reduced=True, inner_steps=2, **SEP
+        ),
         "linf", 0.1,
     ),
     "lsp": (lambda e: jp.attacks.lsp(eps=e, num_classes=CLASSES, patch=2), "l2", 1.0),
@@ -254,6 +275,8 @@ ALIKE = {  # a row whose step is that of another one but for one formula or sett
     "error_maximizing_untargeted": "error_maximizing",
     "convolution": "lsp",
     "hypocritical": "error_maximizing",
+    "self_ensemble": "feature_alignment_vr",
+    "feature_alignment": "feature_alignment_vr",
     "gue": "gue_adv",
     "mean_feature_collision": "bullseye_polytope",
     "bilevel_class_wise": "bilevel_unrolled",
@@ -275,6 +298,10 @@ def attack(name, eps=None):
 def data_of(name):
     if name in ADDED:
         return ADDED[name].data()
+    if name == "self_ensemble":
+        return checkpoints(linear())
+    if name.startswith("feature_alignment"):
+        return checkpoints(plain())
     return head_scenario() if name.startswith("frozen") else scenario()
 
 

@@ -50,6 +50,7 @@ from jaxpoison.attacks.unlearnable.hypocritical import hypocritical
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
+from jaxpoison.attacks.unlearnable.self_ensemble import feature_alignment, self_ensemble
 from jaxpoison.attacks.witches_brew import BREWS, Brew
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "error_maximizing",
     "error_minimizing",
     "frozen_error_minimizing",
+    "feature_alignment",
     "feature_collision",
     "feature_targeted",
     "gradient_canceling",
@@ -96,7 +98,8 @@ __all__ = [
     "random_noise",
     "random_points",
     "save_generator",
-    "total_gradient",
     "scale_target",
+    "self_ensemble",
+    "total_gradient",
     "watermark",
 ]

@@ -15,7 +15,6 @@ from jaxpoison.report.derived import Derived
 from jaxpoison.report.judging import Exam
 from jaxpoison.report.preparation import (
     Trainee,
-    abstract,
     check_arms,
     check_split,
     rehearse,
@@ -75,6 +74,8 @@ def job(
     guides = [] if surrogate is None else [surrogate]
     if any(one.transfer is not None for one in [*trainees.values(), *guides]):
         raise InputError("transfer is for targeted runs; here networks start from scratch")
+    if any(one.checkpoints is not None for one in trainees.values()):
+        raise InputError("checkpoints are of a surrogate; a victim is the last network of its run")
     split = check_split(split, [*trainees.values(), *guides])
     train, test = split
     index = rows(rows_key, config, train, arms)
@@ -85,7 +86,7 @@ def job(
         for name, one in trainees.items()
     }
     guide = None if surrogate is None else surrogate.training(len(train.label), **how)
-    aux = () if surrogate is None else abstract(surrogate.victim)
+    aux = () if surrogate is None else surrogate.known()
     rehearse(arms, Scenario(train, train, index, aux), test, config.probes)
     study = Study(
         experiment,
@@ -96,6 +97,7 @@ def job(
             "accumulate": accumulate,
             "surrogate_recipe": None if surrogate is None else dataclasses.asdict(surrogate.recipe),
             "attacks": {name: one.facts() for name, one in arms.items()},
+            **_checkpoints(surrogate),
         },
     )
     if done := study.finished():
@@ -228,6 +230,12 @@ class _Sets:
                 rounding=one.rounding,
             )
         return self._held_out[label]
+
+
+def _checkpoints(surrogate: Trainee | None) -> dict[str, Any]:
+    """Nothing where attacks know the last network alone: older records have no such entry."""
+    num = None if surrogate is None else surrogate.checkpoints
+    return {} if num is None else {"surrogate_checkpoints": num}
 
 
 def _targets(test: Dataset, label_map: tuple[int, ...] | None) -> Dataset | None:

@@ -20,7 +20,7 @@ from jaxpoison.report import matrix_figures, record
 from jaxpoison.report.cache import Cache
 from jaxpoison.report.judging import Exam
 from jaxpoison.report.matrix_config import Attacker
-from jaxpoison.report.preparation import Trainee, abstract, check_arms, check_split, rehearse
+from jaxpoison.report.preparation import Trainee, check_arms, check_split, rehearse
 from jaxpoison.report.protections import UNDEFENDED, Protection
 from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Purifier, Scenario, Split, Training, Victim
@@ -91,7 +91,7 @@ def matrix_job(
     keys = jax.random.split(jax.random.key(config.seed), 5)
     index = poison_rows(keys[0], split.train, share=config.share)
     for name, one in attackers.items():
-        aux = () if one.knows is None else abstract(one.knows.victim)
+        aux = () if one.knows is None else one.knows.known()
         rehearse({name: one.arm}, Scenario(split.train, split.train, index, aux), split.test, ())
     how = {"accumulate": accumulate, "mesh": mesh}
     repeat = over.spread if mesh is None else over.over_restarts
@@ -285,7 +285,7 @@ def _known(one: Attacker) -> dict[str, Any]:
 
 
 def _guide_facts(one: Trainee) -> dict[str, Any]:
-    shapes = [str(x.shape) for x in jax.tree.leaves(abstract(one.victim))]
+    shapes = [str(x.shape) for x in jax.tree.leaves(one.known())]
     return {"recipe": dataclasses.asdict(one.recipe), "arrays": shapes}
 
 

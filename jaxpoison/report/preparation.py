@@ -24,7 +24,13 @@ from jaxpoison.types import (
     Variables,
     Victim,
 )
-from jaxpoison.victims import Recipe, Transfer, TransferSplit, transfer_training
+from jaxpoison.victims import (
+    Recipe,
+    Transfer,
+    TransferSplit,
+    checkpoints_along,
+    transfer_training,
+)
 from jaxpoison.victims.evaluate import num_logits
 
 __all__ = [
@@ -47,11 +53,14 @@ class Trainee(NamedTuple):
       recipe: how it is trained.
       transfer: the pretrained network that it starts from, see `victims.transfer`; None is from
         scratch.
+      checkpoints: of a surrogate: how many equidistant networks of its one run attacks know,
+        stacked, see `victims.checkpoints_along`; None is the last one alone.
     """
 
     victim: Victim
     recipe: Recipe
     transfer: Transfer | None = None
+    checkpoints: int | None = None
 
     @property
     def mode(self) -> str | None:
@@ -60,7 +69,18 @@ class Trainee(NamedTuple):
 
     def training(self, num_train: int, **options: Any) -> Training:
         """`victims.transfer_training` over N = num_train rows; it takes `data` of a split."""
-        return transfer_training(self.mode, self.victim, self.recipe, num_train, **options)
+        one = transfer_training(self.mode, self.victim, self.recipe, num_train, **options)
+        if self.checkpoints is None:
+            return one
+        return checkpoints_along(one, self.checkpoints, self.recipe.epochs)
+
+    def known(self) -> Variables:
+        """Shapes and dtypes of what attacks know of it as a surrogate; nothing is computed."""
+        one = abstract(self.victim)
+        if self.checkpoints is None:
+            return one
+        num = (self.checkpoints,)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(num + x.shape, x.dtype), one)
 
     def data(self, split: Split) -> Split | TransferSplit:
         """What that training takes: the split, with the pretrained network where there is one."""

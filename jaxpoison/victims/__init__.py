@@ -7,6 +7,7 @@ from jaxpoison.victims.adversarial import (
     pgd,
     trades_learner,
 )
+from jaxpoison.victims.checkpoints import Checkpointed, checkpoint_epochs, checkpoints_along
 from jaxpoison.victims.classical import (
     CLASSICAL,
     Classical,
@@ -88,6 +89,7 @@ __all__ = [
     "Assessment",
     "CLASSICAL",
     "Card",
+    "Checkpointed",
     "Classical",
     "DecoderInfo",
     "Extractor",
@@ -115,6 +117,8 @@ __all__ = [
     "adversarial_learner",
     "assess",
     "assess_robust",
+    "checkpoint_epochs",
+    "checkpoints_along",
     "confusion",
     "contrastive_training",
     "converge",

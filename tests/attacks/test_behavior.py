@@ -93,6 +93,35 @@ def test_error_maximizing():
     assert retrained(image).mean < noise(EPS, "linf").mean - 0.4
 
 
+@functools.cache
+def checkpoints():
+    """Four networks of one run of twelve epochs, known to the attack."""
+    single = jp.victims.victim_training(victim(), jp.victims.recipes.small(epochs=12), 576)
+    run = jp.victims.checkpoints_along(single, 4, 12)
+    state, _ = jp.run(run, jax.random.key(5), split(), num_steps=12)
+    return scenario()._replace(aux=state.variables)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        (jp.attacks.self_ensemble, {}),
+        (jp.attacks.feature_alignment, {"variance_reduced": True, "inner_steps": 5}),
+    ],
+    ids=["sep", "fa_vr"],
+)
+def test_self_ensemble(factory, options):
+    """Most of the poison is read as the class five further on (0.9), and victims learn that."""
+    settings = {"eps": EPS, "num_classes": 10, "checkpoints": 4, "step_size": 0.1 * EPS}
+    attack, data = factory(victim(), **settings, **options), checkpoints()
+    state, _ = jp.run(attack, KEY, data, num_steps=30)
+    image = attack.poison(state, data).image
+    scores = jax.vmap(lambda v: jp.victims.logits(victim(), v, image))(data.aux)
+    hit = jnp.argmax(jnp.mean(scores, axis=0), axis=1) == (data.train.label + 5) % 10
+    assert jnp.mean(hit) > 0.8
+    assert retrained(image).mean < noise(EPS, "linf").mean - 0.4
+
+
 def robust(seeds, eps):
     """Training on PGD examples of that radius."""
     recipe = jp.victims.recipes.small(epochs=EPOCHS)
