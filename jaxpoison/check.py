@@ -7,7 +7,8 @@ to look at yet.
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,12 +22,14 @@ __all__ = [
     "distinct_rows",
     "fraction",
     "images",
+    "kind",
     "labels",
     "nearest",
     "number",
     "one_line",
     "one_of",
     "positive",
+    "presets",
     "radius",
     "rows",
     "some_rows",
@@ -83,9 +86,34 @@ def one_of(allowed: Iterable[Any], **values: Any) -> None:
     allowed = tuple(allowed)
     for name, value in values.items():
         if value not in allowed:
+            words = f"allowed are {', '.join(map(str, allowed))}" if allowed else "there are none"
+            raise InputError(f"{name} = {_shown(value)}; {words}")
+
+
+def kind(wanted: type | tuple[type, ...], *, hint: Any = "", **values: Any) -> None:
+    """Instances of a class, or of one of several; `hint` ends the line."""
+    for name, value in values.items():
+        if not isinstance(value, wanted):
+            names = [one.__name__ for one in (wanted if isinstance(wanted, tuple) else (wanted,))]
             raise InputError(
-                f"{name} = {_shown(value)}; allowed are {', '.join(map(str, allowed))}"
+                f"{name} is {_article(type(value).__name__)}; it must be "
+                f"{' or '.join(map(_article, names))}{hint}"
             )
+
+
+def presets(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A frozen mapping, as public constants are, of which an unknown key is one line."""
+    return types.MappingProxyType(_Presets(name, values))
+
+
+class _Presets(dict):
+    def __init__(self, name: str, values: Mapping[str, Any]):
+        super().__init__(values)
+        self._name = name
+
+    def __missing__(self, key: Any) -> Any:
+        hint = nearest(key, self) if isinstance(key, str) else ""
+        raise InputError(f"{self._name} has no {key!r}; it has {', '.join(self)}{hint}")
 
 
 def radius(norm: Any, eps: Any, *, pixels: bool = True) -> Any:
@@ -247,6 +275,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What a foreign exception says, on one line of at most 300 characters."""
     return _short(str(error), 300) or type(error).__name__
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _item(value: Any) -> Any:

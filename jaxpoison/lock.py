@@ -27,15 +27,16 @@ class Lock:
 
     Args:
       folder: an existing folder.
+      hint: ends the line of the refusal, such as which setting names the folder.
 
     Raises:
       InputError: another run holds it.
       OSError: the lock file cannot be made.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, hint: str = ""):
         path = folder / NAME
-        number = _open(path, folder)
+        number = _open(path, folder, hint)
         with contextlib.suppress(OSError):  # for the reader of a message; a full disk may refuse it
             os.ftruncate(number, 0)
             os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -49,7 +50,7 @@ class Lock:
         self.release()
 
 
-def _open(path: pathlib.Path, folder: pathlib.Path) -> int:
+def _open(path: pathlib.Path, folder: pathlib.Path, hint: str) -> int:
     """A locked descriptor of the file that stands at `path`."""
     while True:
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -62,7 +63,7 @@ def _open(path: pathlib.Path, folder: pathlib.Path) -> int:
             os.close(number)
             raise InputError(
                 f"{folder} is in use by {' '.join(holder.split())}; wait for it to end, or choose "
-                "another folder (--name)"
+                f"another folder{hint}"
             ) from error
         except OSError as error:
             warnings.warn(

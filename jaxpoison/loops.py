@@ -25,7 +25,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxpoison import check, checkpoint, hosts, signals
 from jaxpoison.book import Book, Seconds
-from jaxpoison.types import InputError, Key, Scenario, Streaming
+from jaxpoison.types import (
+    Attack,
+    Dataset,
+    InputError,
+    Key,
+    Scenario,
+    Split,
+    Streaming,
+    Training,
+)
 
 __all__ = ["NonFiniteError", "Seconds", "run", "run_chunks"]
 
@@ -62,9 +71,13 @@ def _check(process, data):
     """What can be said of the values before they are traced."""
     check.rows(data)
     check.images(data)
-    own = getattr(process, "check", None)
-    if own is not None and isinstance(data, Scenario):
-        own(data)
+    if isinstance(process, Attack):
+        if isinstance(data, Split | Dataset):
+            raise InputError(f"data is a {type(data).__name__}; an Attack runs on a Scenario")
+        if process.check is not None and isinstance(data, Scenario):
+            process.check(data)
+    elif isinstance(process, Training) and isinstance(data, Scenario):
+        raise InputError("data is a Scenario; a Training runs on a Split")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -10,6 +10,8 @@ from jaxpoison.attacks.generator_store import (
     save_generator,
 )
 from jaxpoison.attacks.indiscriminate.feature_targeted import (
+    FeatureTargetedInfo,
+    FeatureTargetedState,
     feature_targeted,
     poisoned_features,
 )
@@ -20,7 +22,12 @@ from jaxpoison.attacks.indiscriminate.gradient_canceling import (
 )
 from jaxpoison.attacks.indiscriminate.label_flip import label_flip
 from jaxpoison.attacks.indiscriminate.random_points import random_points
-from jaxpoison.attacks.indiscriminate.total_gradient import TGDA, Stackelberg, total_gradient
+from jaxpoison.attacks.indiscriminate.total_gradient import (
+    TGDA,
+    Stackelberg,
+    TotalGradientInfo,
+    total_gradient,
+)
 from jaxpoison.attacks.leader import pretrain_leader
 from jaxpoison.attacks.parameter_corruption import (
     Corruption,
@@ -61,10 +68,13 @@ __all__ = [
     "CancelingInfo",
     "Corruption",
     "Crafting",
+    "FeatureTargetedInfo",
+    "FeatureTargetedState",
     "GeneratorCard",
     "MetaCrafting",
     "Stackelberg",
     "TGDA",
+    "TotalGradientInfo",
     "TrainedGenerator",
     "bilevel",
     "bullseye_polytope",

@@ -119,6 +119,7 @@ def parameter_corruption(
     Source: Sun et al. 2021 (AAAI), sections on the closed form and on gradient-based corruption;
       Lu et al. 2023, released code; for other p by Hoelder's inequality.
     """
+    check.kind(Corruption, corruption=corruption)
     total = dataset.label.shape[0]
     check.at_least(1, rows=total)
     check_variables(victim, variables, "the network to corrupt")

@@ -102,33 +102,36 @@ MAIN = Brew("section 5.1 and table 1 (d)")
 _margin, _squared = {"target_loss": "margin"}, {"loss": "SE"}
 _vary = functools.partial(dataclasses.replace, MAIN)
 
-BREWS: dict[str, Brew] = {
-    "main": MAIN,
-    "table1-a": _vary(source="table 1 (a)", augment=False, augment_victims=False),
-    "table1-b": _vary(source="table 1 (b)", augment=False),
-    "table1-c": _vary(source="table 1 (c)", augment=False, ensemble=8),
-    **{
-        f"ensemble{k}-restarts{r}": _vary(source="inset of section 5.1", ensemble=k, restarts=r)
-        for k in (1, 2, 4, 8)
-        for r in (1, 8)
+BREWS: Mapping[str, Brew] = check.presets(
+    "BREWS",
+    {
+        "main": MAIN,
+        "table1-a": _vary(source="table 1 (a)", augment=False, augment_victims=False),
+        "table1-b": _vary(source="table 1 (b)", augment=False),
+        "table1-c": _vary(source="table 1 (c)", augment=False, ensemble=8),
+        **{
+            f"ensemble{k}-restarts{r}": _vary(source="inset of section 5.1", ensemble=k, restarts=r)
+            for k in (1, 2, 4, 8)
+            for r in (1, 8)
+        },
+        "table2-convnet": _vary(source="table 2, ConvNet64", networks=("convnet",), eps=32 / 255),
+        "table2-resnet": _vary(source="table 2, ResNet18"),
+        "benchmark-base": _vary(source="benchmark table, base", eps=8 / 255, victims=1),
+        "benchmark-ens4": _vary(source="benchmark table, ens4", eps=8 / 255, ensemble=4, victims=1),
+        "benchmark-het": _vary(
+            source="benchmark table, het",
+            networks=("resnet18", "vgg11", "mobilenet_v2"),
+            ensemble=6,
+            eps=8 / 255,
+            tau=0.5,
+            batch_size=128,
+            victims=1,
+        ),
+        "supplementary-steps50": _vary(source="supplementary table 5, M = 50", steps=50),
+        "supplementary-margin": _vary(source="supplementary table 5, margin", options=_margin),
+        "supplementary-squared": _vary(source="supplementary table 5, SE", options=_squared),
     },
-    "table2-convnet": _vary(source="table 2, ConvNet64", networks=("convnet",), eps=32 / 255),
-    "table2-resnet": _vary(source="table 2, ResNet18"),
-    "benchmark-base": _vary(source="benchmark table, base", eps=8 / 255, victims=1),
-    "benchmark-ens4": _vary(source="benchmark table, ens4", eps=8 / 255, ensemble=4, victims=1),
-    "benchmark-het": _vary(
-        source="benchmark table, het",
-        networks=("resnet18", "vgg11", "mobilenet_v2"),
-        ensemble=6,
-        eps=8 / 255,
-        tau=0.5,
-        batch_size=128,
-        victims=1,
-    ),
-    "supplementary-steps50": _vary(source="supplementary table 5, M = 50", steps=50),
-    "supplementary-margin": _vary(source="supplementary table 5, margin", options=_margin),
-    "supplementary-squared": _vary(source="supplementary table 5, SE", options=_squared),
-}
+)
 """By item of the paper; gradient matching. Table 2's other methods run at the settings of its two
 rows, `mean_feature_collision` (its Poison Frogs) with batch_size=128. With ensembles of 1, 2, 4 and
 8 the paper validates 8, 4, 2 and 1 times: always 8 networks."""

@@ -351,5 +351,5 @@ def _check_rows(
     other = (label != clean_label[np.maximum(origin, 0)]) & (origin >= 0)
     wrong = np.flatnonzero(other & ~mask if labels_changed else other)
     if wrong.size:
-        leave = "and is not in index" if labels_changed else "; say labels_changed=True"
-        raise InputError(f"row {wrong[0]} has another label than the clean one {leave}")
+        leave = " and is not in index" if labels_changed else "; say labels_changed=True"
+        raise InputError(f"row {wrong[0]} has another label than the clean one{leave}")

@@ -1,8 +1,11 @@
 """The training set that a victim sees, put together from the clean one and stored poisons."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpoison import check
 from jaxpoison.data.manifest import PIXELS
 from jaxpoison.data.poisoned import Poisoned
 from jaxpoison.data.verification import floats
@@ -24,6 +27,7 @@ def with_poison(clean: Dataset, poison: Poisoned) -> Dataset:
     Returns: N rows, uint8, or float32 where the poison is stored so.
     Raises: InputError for added rows, rows that come twice or from beyond N, or features.
     """
+    _check(clean, poison)
     rows, domain = poison.source_rows, poison.manifest.domain
     if poison.manifest.rows == "added":
         raise InputError("the poison holds rows to add; they replace none: see with_added")
@@ -53,6 +57,7 @@ def with_added(clean: Dataset, poison: Poisoned) -> Dataset:
     Raises: InputError for a folder that has other rows than added ones, a clean set of
       another number of rows, or rows of another shape.
     """
+    _check(clean, poison)
     if poison.manifest.rows != "added" or not poison.mask.all():
         raise InputError("the poison does not consist of added rows alone; see with_poison")
     if len(clean.label) != (num := poison.manifest.source["num_rows"]):
@@ -66,3 +71,8 @@ def with_added(clean: Dataset, poison: Poisoned) -> Dataset:
         image, added = floats(image), floats(added)
     label = np.concatenate([clean.label, poison.dataset.label])
     return Dataset(jnp.asarray(np.concatenate([image, added])), jnp.asarray(label, jnp.int32))
+
+
+def _check(clean: Any, poison: Any) -> None:
+    check.kind(Dataset, clean=clean)
+    check.kind(Poisoned, poison=poison, hint=", such as poisoned.read(folder)")

@@ -26,6 +26,8 @@ def converged(victim: Victim, settings: ToConvergence) -> Fit:
       settings: `normalize` and `added_weight` are not read: who screens does not know which rows
         were added.
     """
+    check.kind(Victim, victim=victim)
+    check.kind(ToConvergence, settings=settings)
 
     def fit(key, dataset, keep):
         num = dataset.label.shape[0]

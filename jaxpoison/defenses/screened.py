@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 from sklearn import metrics
 
+from jaxpoison import check
 from jaxpoison.defenses.known import Known, check_known, check_labels
 from jaxpoison.types import Dataset, Filter, InputError, Key, Screening
 
@@ -49,6 +50,7 @@ def screen_and_score(
     Errors: InputError for a mask of another length, labels outside [0, filter.num_classes), an aux
       that is no Known of arrays, and what the filter raises.
     """
+    check.kind(Filter, filter=filter)
     check_known(aux)
     check_labels(filter.num_classes, dataset, aux)
     screening = _screen(filter, key, dataset, aux)

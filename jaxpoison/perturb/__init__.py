@@ -4,7 +4,7 @@ from jaxpoison.perturb.at_clean import at_clean
 from jaxpoison.perturb.budget import Budget
 from jaxpoison.perturb.class_wise import class_wise
 from jaxpoison.perturb.color import Colored, color_bound, color_map, colored, roughness
-from jaxpoison.perturb.free_points import Constraint, Points, free_points
+from jaxpoison.perturb.free_points import Constraint, Points, check_constraint, free_points
 from jaxpoison.perturb.generated_points import generated_points
 from jaxpoison.perturb.generator import generated, generator, moving
 from jaxpoison.perturb.initial import normal, uniform, zero
@@ -23,6 +23,7 @@ __all__ = [
     "Constraint",
     "Points",
     "at_clean",
+    "check_constraint",
     "class_wise",
     "color_bound",
     "color_map",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxpoison import check
 from jaxpoison.types import Batch, Dataset, InputError, Perturbation, Scenario, as_float
 
-__all__ = ["Constraint", "Points", "free_points"]
+__all__ = ["Constraint", "Points", "check_constraint", "free_points"]
 
 PIXELS = ("box", "linf")
 """Constraints on images in [0, 1]: a clip would silently change features."""
@@ -99,6 +99,13 @@ class Constraint:
         return low.astype(dtype), high.astype(dtype)
 
 
+def check_constraint(**values: Any) -> None:
+    """Constraints, not the words of their kinds."""
+    for name, value in values.items():
+        if not isinstance(value, Constraint):
+            raise InputError(f"{name} = {value!r}; write Constraint(...), see its kinds")
+
+
 def free_points(
     constraint: Constraint = Constraint(),  # noqa: B008
     *,
@@ -124,8 +131,7 @@ def free_points(
       all of them. Values stay as they are, also outside [0, 1] where the constraint lets them.
     Errors: InputError for a bad argument; other labels need num_classes, a sigmoid two bounds.
     """
-    if not isinstance(constraint, Constraint):
-        raise InputError(f"constraint = {constraint!r}; write Constraint(...), see its kinds")
+    check_constraint(constraint=constraint)
     check.one_of(LABELS, labels=labels)
     check.one_of(STARTS, start=start)
     if labels != "base":

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpoison import tree
-from jaxpoison.perturb.free_points import Constraint
+from jaxpoison.perturb.free_points import Constraint, check_constraint
 from jaxpoison.types import Batch, Dataset, InputError, Leader, Perturbation, as_float
 
 __all__ = ["generated_points"]
@@ -30,6 +30,7 @@ def generated_points(
     """
     if not isinstance(network, Leader):
         raise InputError(f"network is a {type(network).__name__}; a Leader is needed")
+    check_constraint(constraint=constraint)
 
     def init(key, scenario):
         del scenario

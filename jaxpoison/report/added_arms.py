@@ -115,7 +115,7 @@ def added_arm(
         raise InputError(f"constraint = {limit.kind} is for pixels; features may have none, range, "
                          "coordinate or nonnegative")  # fmt: skip
     if shares is not None:
-        check_shares(tuple(shares))
+        check_shares(shares)
     victim = next((one for one in arguments.values() if isinstance(one, Victim)), None)
     chosen = None if shares is None else tuple(float(share) for share in shares)
     return AddedArm(attack, num_steps, expect, settings, player, space, limit, chosen, aux, victim)

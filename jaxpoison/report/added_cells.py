@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxpoison import hosts
 from jaxpoison.data import poisoned
+from jaxpoison.data.manifest import tree_sha256
 from jaxpoison.report.added_arms import AddedArm
 from jaxpoison.report.added_checks import known
 from jaxpoison.report.added_reach import reachable
@@ -98,6 +99,7 @@ def craft(
             domain=one.domain,
             rows="added",
             labels_changed=bool((np.asarray(added.label) != base).any()),
+            extra=_extractor(side, one),
         )
 
     if not hosts.first(path.exists):
@@ -126,6 +128,16 @@ def craft(
             for follower, how in side.player.followers.items():
                 reach[follower] = reachable(one, victim, own, seen, how, space=space)
     return Crafted(stored, target, facts, reach)
+
+
+def _extractor(side: Side, one: AddedArm) -> dict[str, Any] | None:
+    """Whose features are stored, for the manifest; None of points that are no features."""
+    extractor = side.player.extractor
+    if one.domain != "features" or extractor is None:
+        return None
+    facts = {"variables_sha256": tree_sha256(extractor.variables), "player": side.name}
+    facts |= {"features": side.train["features"].image.shape[-1]}
+    return {"extractor": facts | {"image_shape": list(side.train["input"].image.shape[1:])}}
 
 
 @jax.jit(static_argnums=0)

@@ -13,8 +13,8 @@ from jaxpoison import check
 from jaxpoison.report.added_arms import AddedArm
 from jaxpoison.report.added_config import AddedConfig, Follower, Player
 from jaxpoison.report.preparation import Trainee, abstract, check_split
-from jaxpoison.types import Dataset, InputError, Key, Scenario, Split, Variables, Victim
-from jaxpoison.victims import Recipe, ToConvergence, join_head, on_features
+from jaxpoison.types import Dataset, Filter, InputError, Key, Scenario, Split, Variables, Victim
+from jaxpoison.victims import Extractor, Recipe, ToConvergence, join_head, on_features
 from jaxpoison.victims.evaluate import num_logits
 
 __all__ = ["base_rows", "check_added_arms", "check_players", "known", "rehearse_added"]
@@ -29,16 +29,16 @@ def check_players(players: Mapping[str, Player], split: Split) -> Split:
     if not players:
         raise InputError("there are no players; name at least one")
     for name, one in players.items():
+        _check_player(name, one)
         if name or len(players) > 1:
             _check_name("player", name)
-        if not one.followers:
-            raise InputError(f"player {name!r} has no followers; name at least one")
         for follower, how in one.followers.items():
             _check_name("follower", follower)
             _check_follower(f"follower {follower!r}", how, one, len(split.train.label))
         check.one_of(tuple(one.followers), reference=one.reference)
-        for defense in one.filters:
+        for defense, filter in one.filters.items():
             _check_name("filter", defense)
+            check.kind(Filter, **{f"filter {defense!r}": filter})
     return check_split(split, [Trainee(on_images(one), _ANY) for one in players.values()])
 
 
@@ -58,6 +58,8 @@ def check_added_arms(
 
     Raises: InputError where they are not.
     """
+    if not arms:
+        raise InputError("there are no arms; name at least one")
     found, only = {}, next(iter(players)) if len(players) == 1 else ""
     for name, one in arms.items():
         _check_name("arm", name)
@@ -131,6 +133,23 @@ def rehearse_added(
 
 _ANY = Recipe(epochs=1, batch_size=1, learning_rate=1.0)
 """Of a Trainee whose network alone is looked at."""
+
+
+def _check_player(name: str, one: Any) -> None:
+    """Its fields are of their types, and it has a follower."""
+    which = f"player {name!r}"
+    check.kind(Player, **{which: one})
+    check.kind(Victim, **{f"victim of {which}": one.victim})
+    check.kind(Mapping, hint=", by name", **{f"followers of {which}": one.followers})
+    check.kind(Mapping, hint=", by name", **{f"filters of {which}": one.filters})
+    if not one.followers:
+        raise InputError(f"{which} has no followers; name at least one")
+    if one.extractor is not None:
+        check.kind(Extractor, **{f"extractor of {which}": one.extractor})
+        check.kind(Victim, **{f"extractor.victim of {which}": one.extractor.victim})
+        check.kind(Variables, **{f"extractor.variables of {which}": one.extractor.variables})
+    if one.trusted != ():
+        check.kind(Dataset, **{f"trusted of {which}": one.trusted})
 
 
 def _check_follower(name: str, how: Follower, player: Player, num: int) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxpoison import check
@@ -33,8 +33,8 @@ class AddedConfig(StudyConfig):
                              "added")  # fmt: skip
         if self.probes:
             raise InputError(f"probes = {self.probes}; a run of added points has none")
-        object.__setattr__(self, "shares", tuple(self.shares))
         check_shares(self.shares)
+        object.__setattr__(self, "shares", tuple(self.shares))
 
     def settings(self) -> dict[str, Any]:
         """As of every study, without what means nothing here."""
@@ -67,11 +67,13 @@ class Player(NamedTuple):
     trusted: Dataset | Any = ()
 
 
-def check_shares(shares: tuple[float, ...]) -> None:
+def check_shares(shares: Any) -> None:
     """At least one, each in (0, 1] and once.
 
     Raises: InputError where they are not.
     """
+    if not isinstance(shares, Sequence) or isinstance(shares, str):
+        raise InputError(f"shares = {shares!r}; they must be a sequence, such as (0.03, 0.1)")
     if not shares:
         raise InputError("shares are none; name at least one")
     for share in shares:

@@ -89,6 +89,10 @@ def added_job(
     Raises: NonFiniteError as in `run_chunks`; InputError as in `Study`, and for players and arms
       that do not fit each other or the data, before anything is written or removed.
     """
+    check.kind(AddedConfig, config=config)
+    check.kind(Split, split=split)
+    check.kind(Dataset, **{"split.train": split.train, "split.test": split.test})
+    check.kind(Mapping, hint=", by name", players=players, arms=arms)
     split = check_players(players, split)
     num = len(split.train.label)
     arms = check_added_arms(arms, players, config, num)

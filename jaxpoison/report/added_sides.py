@@ -132,14 +132,9 @@ class Side:
 
     def starts(self, follower: str) -> list[Variables]:
         """Where the victims of a follower that converges begin, one for each."""
-        how = self.player.followers[follower]
-        drawn = isinstance(how, ToConvergence) and how.start == "draw"
-        found = []
-        for r in range(self._num if drawn else 1):
-            network = self.player.victim.init(jax.random.fold_in(self._key, r))
-            params = network.params if drawn else jax.tree.map(jnp.zeros_like, network.params)
-            found.append(Variables(params, network.stats))
-        return found
+        training = self.training(follower, len(self.train["input"].label))
+        every = training.init(self._key, None).variables
+        return [tree.take(every, r) for r in range(len(jax.tree.leaves(every)[0]))]
 
     def training(self, follower: str, num_rows: int) -> Training:
         """Of all seeds on that many rows; made once, so that it compiles once."""

@@ -205,7 +205,17 @@ def settings_of(
     factory: Callable[..., Any], parts: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(those arguments of a factory that JSON can hold, all of them), defaults included."""
-    bound = inspect.signature(factory).bind(*parts, **options)
+    if not callable(factory) or isinstance(factory, Attack):
+        raise InputError(
+            f"factory = {type(factory).__name__}(...); it must be a function that makes an Attack, "
+            "such as jaxpoison.attacks.label_flip"
+        )
+    signature = inspect.signature(factory)
+    try:
+        bound = signature.bind(*parts, **options)
+    except TypeError as error:
+        names = ", ".join(signature.parameters)
+        raise InputError(f"{factory.__name__}: {error}; it takes {names}") from error
     bound.apply_defaults()
     settings = {
         name: setting

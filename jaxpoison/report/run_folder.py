@@ -76,7 +76,7 @@ class RunFolder:
         earlier = _HELD.pop(place, None)
         if earlier is not None:
             earlier.release()
-        self._lock = _HELD[place] = Lock(self.path)
+        self._lock = _HELD[place] = Lock(self.path, " (--name)")
 
     def _empty(self) -> None:
         """Removes all but the lock: first what says finished, last what says that it is a run."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpoison import check
 from jaxpoison.data import Setup
 from jaxpoison.report.arms import Arm
 from jaxpoison.report.preparation import Trainee, check_arms, rehearse
@@ -60,8 +61,7 @@ def check_targeted_arms(arms: Mapping[str, Arm], main: str) -> None:
 
     Raises: InputError for other arms, for an `eps` beyond the budget, and as `check_arms`.
     """
-    if main not in arms:
-        raise InputError(f"main = {main!r}; allowed are {', '.join(arms)}")
+    check.one_of(arms, main=main)
     check_arms(arms)
     for name, one in arms.items():
         if not isinstance(one, Arm) or one.trains_generator:

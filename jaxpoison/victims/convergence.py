@@ -142,6 +142,8 @@ def convergent_training(victim: Victim, settings: ToConvergence, num_clean: int)
       not converge), accuracies. A further step goes on for up to `max_steps` more.
     Errors: InputError for num_clean < 1; on tracing, for an empty training set.
     """
+    check.kind(Victim, victim=victim)
+    check.kind(ToConvergence, settings=settings)
     check.at_least(1, num_clean=num_clean)
 
     def init(key, split):

@@ -107,6 +107,7 @@ def decoder_training(
       one epoch a step: 50 to 100 on CIFAR-10.
     Errors: InputError for a bad argument.
     """
+    check.kind(Decoder, decoder=decoder)
     check.positive(learning_rate=learning_rate)
     check.at_least(1, batch_size=batch_size)
     tx = optax.adam(learning_rate)

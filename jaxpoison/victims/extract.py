@@ -44,6 +44,7 @@ def extractor(
 
     Errors: InputError as `load`, and for a member that is not there.
     """
+    check.kind((Trained, str, os.PathLike), pretrained=pretrained)
     if not isinstance(pretrained, Trained):
         pretrained = load(pretrained, victim=victim)
     return Extractor(pretrained.victim, transfer("linear", pretrained, member=member).start)
@@ -58,8 +59,12 @@ def extract(extractor: Extractor, dataset: Dataset, *, batch_size: int = 500) ->
       batch_size: rows at a time; changes memory, and the last bits.
 
     Returns: image [N, 1, 1, D] float32, labels as they were.
-    Errors: InputError for batch_size < 1.
+    Errors: InputError for batch_size < 1, and for what is no Extractor or no Dataset.
     """
+    check.kind(Extractor, extractor=extractor)
+    check.kind(Victim, **{"extractor.victim": extractor.victim})
+    check.kind(Variables, **{"extractor.variables": extractor.variables})
+    check.kind(Dataset, dataset=dataset)
     check.at_least(1, batch_size=batch_size)
     features = _features(extractor.victim, extractor.variables, jnp.asarray(dataset.image),
                          batch_size)  # fmt: skip
@@ -76,6 +81,7 @@ def on_features(extractor: Victim, head: Victim) -> Victim:
     Returns: a Victim; its Variables are those of `join_head`, the extractor stands in `stats` and
       never changes.
     """
+    check.kind(Victim, extractor=extractor, head=head)
 
     def init(key):
         own, other = jax.random.split(key)
@@ -98,7 +104,11 @@ def on_features(extractor: Victim, head: Victim) -> Victim:
 
 
 def join_head(extractor: Variables, head: Variables) -> Variables:
-    """The arrays of `on_features` from those of its two parts."""
+    """The arrays of `on_features` from those of its two parts.
+
+    Errors: InputError for what are no Variables.
+    """
+    check.kind(Variables, extractor=extractor, head=head)
     return Variables(head.params, {"extractor": extractor, "stats": head.stats})
 
 
@@ -107,7 +117,7 @@ def split_head(variables: Variables) -> tuple[Variables, Variables]:
 
     Errors: InputError for Variables of another kind.
     """
-    stats = variables.stats
+    stats = getattr(variables, "stats", None)
     if not isinstance(stats, dict) or not isinstance(stats.get("extractor"), Variables):
         raise InputError("the variables are no extractor with a head: join them by join_head")
     return stats["extractor"], Variables(variables.params, stats["stats"])

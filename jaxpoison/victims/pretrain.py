@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxpoison import hosts, loops, models, over
+from jaxpoison import check, hosts, loops, models, over
 from jaxpoison.data import saved
+from jaxpoison.data.manifest import key_record
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.types import InputError, Key, Split, Training, Victim
 from jaxpoison.victims.contrastive import MoCoV3, SimCLR, contrastive_training, pretrained
@@ -43,7 +44,7 @@ def pretrain(
 
     Args:
       path: the folder.
-      key: of the training; a folder that is there was made with whatever key.
+      key: of the training.
       split: the other data set; its test set is for the accuracy on the card alone.
       network: its name in `models.create`, or a Victim.
       recipe: how it is trained.
@@ -58,14 +59,20 @@ def pretrain(
 
     Returns: as `load`; `transfer` takes it, or the path.
     Raises: InputError as `victim_training`, `contrastive_training` and `save`, and for a folder of
-      another network, recipe, method or training set.
+      another network, recipe, method, training set or key.
     """
+    check.kind(Split, split=split)
+    check.kind(Recipe, recipe=recipe)
+    if contrastive is not None:
+        check.kind((SimCLR, MoCoV3), contrastive=contrastive)
+    made_by = key_record(key)
     folder, options = pathlib.Path(path), dict(options or {})
     own = None if isinstance(network, str) else network
     if hosts.first(folder.exists):
         found = load(folder, victim=own)
         asked = {"num_classes": num_classes, "num": num, "recipe": recipe}
         asked |= {"contrastive": contrastive, "train": fingerprint(split.train)}
+        asked |= {"key": made_by}
         _check_card(folder, found.card, network, options, asked)
         return found
     image_shape = split.train.image.shape[1:]
@@ -94,6 +101,7 @@ def pretrain(
         train=split.train,
         accuracy=info.test_accuracy[-1].reshape(-1).tolist(),
         contrastive=contrastive,
+        key=key,
     )
     hosts.first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
     return load(folder, victim=own)

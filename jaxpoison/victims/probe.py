@@ -57,6 +57,7 @@ def linear_probe(
     Returns: the Probe.
     Errors: InputError as `extract` and `converge`, and for labels outside [0, L).
     """
+    check.kind(Split, split=split)
     check.at_least(2, num_classes=num_classes)
     labels = {"training labels": split.train.label, "test labels": split.test.label}
     check.labels(num_classes, **labels)

@@ -18,10 +18,10 @@ import numpy as np
 
 from jaxpoison import check, models
 from jaxpoison.data import saved
-from jaxpoison.data.manifest import versions
+from jaxpoison.data.manifest import key_record, versions
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
-from jaxpoison.types import Dataset, InputError, TrainState, Variables, Victim
+from jaxpoison.types import Dataset, InputError, Key, TrainState, Variables, Victim
 from jaxpoison.victims.contrastive import MoCoV3, SimCLR, as_dict, from_dict
 from jaxpoison.victims.evaluate import Interval, is_stacked, num_logits
 from jaxpoison.victims.recipe import Recipe
@@ -46,6 +46,7 @@ class Card:
       train: number of rows and SHA-256 of the arrays of the training set, if given.
       accuracy: clean test accuracy of each victim, if given.
       versions: package -> version at the time of saving.
+      key: of the training, {"impl", "data"} as in a manifest, or an integer seed, if given.
     """
 
     network: str | None
@@ -58,6 +59,7 @@ class Card:
     accuracy: list[float] | None
     versions: dict[str, str]
     contrastive: SimCLR | MoCoV3 | None = None
+    key: dict[str, Any] | int | None = None
 
 
 class Trained(NamedTuple):
@@ -86,6 +88,7 @@ def save(
     train: Dataset | None = None,
     accuracy: Interval | Sequence[float] | None = None,
     contrastive: SimCLR | MoCoV3 | None = None,
+    key: Key | int | None = None,
 ) -> Card:
     """Stores trained victims, one or R with a leading axis; the optimizer's state is left out.
 
@@ -101,6 +104,7 @@ def save(
       accuracy: clean test accuracy of each, such as `Judgment.final_accuracy`.
       contrastive: the method, of networks pretrained self-supervised; give their own arrays
         (`victims.pretrained`).
+      key: by which they were trained, or a seed.
 
     Returns: the Card.
     Errors: InputError for a network that the arrays are not of, an option that cannot be stored,
@@ -120,6 +124,7 @@ def save(
         _values(accuracy, num or 1),
         versions(),
         contrastive,
+        key_record(key),
     )
     content: dict[str, Any] = dataclasses.asdict(card)
     if contrastive is not None:

@@ -43,6 +43,8 @@ def test_a_pretrained_network_is_kept_and_loaded_again(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=f"holds a network of another {field}"):
             pretrain(path, KEY, split(), **KNOWN | {"num": 2, field: value})
+    with pytest.raises(InputError, match=r"another key: .*'data': \[0, 0\].*, not .*\[0, 1\]"):
+        pretrain(path, jax.random.key(1), split(), num=2, **KNOWN)
     with pytest.raises(InputError, match="holds a network of another train"):
         pretrain(path, KEY, Split(split().test, split().test), num=2, **KNOWN)
 

@@ -150,6 +150,7 @@ def feature_targeted(
     Cost: a step of stage 2 passes the head P times, one of matching the extractor, with gradients.
     Source: Lu et al. 2024 (SaTML), section on feature-targeted attacks.
     """
+    check.kind(Victim, extractor=extractor, head=head)
     check_corruption(corruption)
     _check(inversion, decoder, feature_constraint, constraint)
     check.at_least(1, cancel_steps=cancel_steps, match_steps=match_steps, batch_size=batch_size)
@@ -337,6 +338,7 @@ def _lengths(x: Float[Array, "p h w c"]) -> Float[Array, " p"]:
 
 
 def _check(inversion, decoder, feature_constraint, constraint) -> None:
+    perturb.check_constraint(feature_constraint=feature_constraint, constraint=constraint)
     check.one_of(INVERSIONS, inversion=inversion)
     if (decoder is None) == (inversion == "decoder"):
         word = "needs one" if decoder is None else "has no use for one"

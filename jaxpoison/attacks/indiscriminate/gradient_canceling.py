@@ -4,7 +4,6 @@ min over x_1 .. x_P of ||g_clean(w) + (eps / P) sum_j d CE(x_j, y_j) / d w||^2 /
 The attacker knows training set, network and recipe, and adds P = eps N points; clean rows stay.
 """
 
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -38,7 +37,8 @@ SCHEDULES = {
 _RELEASED = {"optimizer": "gd", "objective": "l2", "sums": True, "params": "first"}
 _HEAD = {"optimizer": "momentum", "objective": "tensors", "sums": True, "schedule": "constant"}
 _POINT = {"optimizer": "gd", "schedule": "constant", "learning_rate": 0.2, "steps": 2000}
-CANCELINGS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+CANCELINGS: Mapping[str, Mapping[str, Any]] = check.presets(
+    "CANCELINGS",
     {
         "lr": _RELEASED | {"learning_rate": 10.0, "steps": 1000},
         "nn": _RELEASED | {"learning_rate": 10.0, "steps": 2000},
@@ -60,7 +60,7 @@ CANCELINGS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "steps": 100,
             "constraint": perturb.Constraint("linf", 16 / 255),
         },
-    }
+    },
 )
 """Published variants: `gradient_canceling(victim, **CANCELINGS["lr"], std=(0.3081,), ...)`.
 
@@ -163,7 +163,10 @@ def gradient_canceling(
     Errors: InputError for a bad argument; of a scenario as `canceling`, for labels that are none of
       the network's classes, and for pixels' constraints on other values.
     """
+    check.kind(Victim, victim=victim)
     check_corruption(corruption)
+    if not isinstance(std, Sequence):
+        raise InputError(f"std = {std}; it must be a sequence, one number or one per channel")
     check.one_of(LABELS, labels=labels)
     check.one_of(OPTIMIZERS, optimizer=optimizer)
     check.one_of(SCHEDULES, schedule=schedule)

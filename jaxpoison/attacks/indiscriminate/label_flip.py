@@ -44,6 +44,8 @@ def label_flip(
     Errors: InputError for another word, num_classes < 2, or "least_likely" without a network; of a
       scenario for labels outside [0, L), no rows, or a network of other classes.
     """
+    if victim is not None:
+        check.kind(Victim, victim=victim)
     check.at_least(2, num_classes=num_classes)
     check.at_least(1, batch_size=batch_size)
     check.one_of(LABELS, labels=labels)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import closed_form
-from jaxpoison.perturb import Constraint, Points, free_points
+from jaxpoison.perturb import Constraint, Points, check_constraint, free_points
 from jaxpoison.types import Attack, InputError
 
 __all__ = ["random_points"]
@@ -39,6 +39,7 @@ def random_points(
     Errors: InputError for a bad argument; random labels need num_classes, a Gaussian its std. Of a
       scenario for labels outside [0, L), no rows, or pixels' constraints on other values.
     """
+    check_constraint(constraint=constraint)
     gaussian = constraint.kind in ("none", "nonnegative")
     if gaussian != (std is not None):
         raise InputError(

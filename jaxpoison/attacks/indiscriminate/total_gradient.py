@@ -12,7 +12,7 @@ Differs from the released code: rows behind the last whole batch take part in no
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -126,25 +126,28 @@ _HEAD = Stackelberg(
     leader_rate=0.1, follower_steps=10, momentum=0.9, tolerance=0.01,
 )  # fmt: skip
 
-TGDA: dict[str, Stackelberg] = {
-    "mnist": Stackelberg("released code of TGDA, MNIST"),
-    "cifar10": Stackelberg("released code of TGDA, CIFAR-10", batch_size=256),
-    "head_mnist": dataclasses.replace(_HEAD, epochs=200),
-    "head_cifar10": dataclasses.replace(_HEAD, follower_rate=0.001, epochs=2000),
-    "exact": Stackelberg(
-        "reference run on digits: a convex head solved again for each step of signs",
-        leader_rate=0.1,
-        rule=optax.sign_sgd,
-        follower_steps=None,
-        weight_decay=1e-2,
-        batch_size=None,
-        share=True,
-        solver=hypergrad.cg,
-        iterations=200,
-        tolerance=1e-4,
-        epochs=25,
-    ),
-}
+TGDA: Mapping[str, Stackelberg] = check.presets(
+    "TGDA",
+    {
+        "mnist": Stackelberg("released code of TGDA, MNIST"),
+        "cifar10": Stackelberg("released code of TGDA, CIFAR-10", batch_size=256),
+        "head_mnist": dataclasses.replace(_HEAD, epochs=200),
+        "head_cifar10": dataclasses.replace(_HEAD, follower_rate=0.001, epochs=2000),
+        "exact": Stackelberg(
+            "reference run on digits: a convex head solved again for each step of signs",
+            leader_rate=0.1,
+            rule=optax.sign_sgd,
+            follower_steps=None,
+            weight_decay=1e-2,
+            batch_size=None,
+            share=True,
+            solver=hypergrad.cg,
+            iterations=200,
+            tolerance=1e-4,
+            epochs=25,
+        ),
+    },
+)
 """By setting. The released ones are of leader networks: for points themselves their plain gradient
 is far too small a step, use "exact" or another `rule`."""
 
@@ -214,6 +217,12 @@ def total_gradient(
       labels that are none of the network's classes, and pixels' constraints on other values.
     Source: Lu et al. 2022, released code; constants in `TGDA`.
     """
+    check.kind(Victim, victim=victim)
+    check.kind(Stackelberg, game=game, hint=", such as TGDA['mnist']")
+    if extractor is not None:
+        check.kind(Victim, extractor=extractor)
+    if tx is not None:
+        check.kind(optax.GradientTransformation, tx=tx)
     if network is None:
         space = perturb.free_points(constraint, labels=labels, start=start, num_classes=num_classes)
     else:

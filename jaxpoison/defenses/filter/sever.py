@@ -77,6 +77,7 @@ def sever(
     """
     check.at_least(1, num_classes=num_classes, iterations=iterations)
     check.one_of(OPERATORS, gradients=gradients)
+    check.kind(SeverSettings, settings=settings)
     if not callable(fit):
         raise InputError(
             f"fit is a {type(fit).__name__}; it must be defenses.converged(victim, settings), "
