@@ -178,6 +178,9 @@ ATTACKS = {  # name: (factory of eps, norm, eps); None where the image box is th
     "one_pixel": (
         lambda e: jp.attacks.one_pixel(num_classes=CLASSES, num_pixels=e), "l0", 2,
     ),
+    "autoregressive": (
+        lambda e: jp.attacks.autoregressive(num_classes=CLASSES, eps=e), "l2", 1.0,
+    ),
     "convolution": (lambda e: jp.attacks.convolution(num_classes=CLASSES), None, None),
     "gue": (lambda e: jp.attacks.gue(victim(), network(), eps=e, **GUE), "linf", 0.1),
     "gue_adv": (

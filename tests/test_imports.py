@@ -30,6 +30,8 @@ ONLY_IN = {
 OUTSIDE = {"experiments", "tests", "benchmarks"}
 NOT_USED = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
 SHARED_ASSEMBLY = {
+    "autoregression",
+    "autoregression_table",
     "bilevel",
     "crafting",
     "parameter_corruption",

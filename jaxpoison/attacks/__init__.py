@@ -1,5 +1,6 @@
 """Attacks, each a factory named as its file: settings in, `Attack` out."""
 
+from jaxpoison.attacks.autoregression import ar_coefficients, ar_responses
 from jaxpoison.attacks.bilevel import bilevel, closed_form
 from jaxpoison.attacks.crafting import POLYTOPE_BENCHMARK, Crafting
 from jaxpoison.attacks.generator_store import (
@@ -45,6 +46,10 @@ from jaxpoison.attacks.targeted.gradient_matching import gradient_matching
 from jaxpoison.attacks.targeted.metapoison import MetaCrafting, metapoison
 from jaxpoison.attacks.targeted.metapoison_at_surrogate import metapoison_at_surrogate
 from jaxpoison.attacks.targeted.watermark import watermark
+from jaxpoison.attacks.unlearnable.autoregressive import (
+    autoregressive,
+    load_ar_coefficients,
+)
 from jaxpoison.attacks.unlearnable.convolution import convolution
 from jaxpoison.attacks.unlearnable.deepconfuse import deepconfuse
 from jaxpoison.attacks.unlearnable.error_maximizing import error_maximizing
@@ -76,6 +81,9 @@ __all__ = [
     "TGDA",
     "TotalGradientInfo",
     "TrainedGenerator",
+    "ar_coefficients",
+    "ar_responses",
+    "autoregressive",
     "bilevel",
     "bullseye_polytope",
     "closed_form",
@@ -95,6 +103,7 @@ __all__ = [
     "hypocritical",
     "keep_best",
     "label_flip",
+    "load_ar_coefficients",
     "load_generator",
     "lsp",
     "mean_feature_collision",
