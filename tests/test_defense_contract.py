@@ -159,6 +159,8 @@ AUGMENTATIONS = {  # name: factory of a training-time defense
 }
 TRAINING = {
     **AUGMENTATIONS,
+    "randaugment": jp.defenses.randaugment,
+    "ueraser": lambda: jp.defenses.ueraser(copies=2, epochs=1),
     "adversarial": lambda: jp.defenses.adversarial(steps=2),
     "trades": lambda: jp.defenses.trades(steps=2),
     "mixup, then adversarial": lambda: jp.defenses.compose(

@@ -13,7 +13,16 @@ from jaxpoison import check
 from jaxpoison.data.augment import Augmentation, separable
 from jaxpoison.types import InputError, Key
 
-__all__ = ["blur", "color_jitter", "grayscale", "jitter", "luma", "sometimes", "solarize"]
+__all__ = [
+    "blur",
+    "channel_shuffle",
+    "color_jitter",
+    "grayscale",
+    "jitter",
+    "luma",
+    "sometimes",
+    "solarize",
+]
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -118,6 +127,17 @@ def solarize(*, threshold: float = 0.5) -> Augmentation:
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         del key
         return jnp.where(image >= threshold, 1 - image, image)
+
+    return apply
+
+
+def channel_shuffle() -> Augmentation:
+    """The channels in a uniform order, per image, always."""
+
+    def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        drawn = jax.random.uniform(key, (len(image), image.shape[3]))
+        order = jnp.argsort(drawn, axis=1)[:, None, None]
+        return jnp.take_along_axis(image, order, axis=3)
 
     return apply
 

@@ -38,6 +38,8 @@ from jaxpoison.defenses.screened import (
 )
 from jaxpoison.defenses.train.cutout import cutout
 from jaxpoison.defenses.train.mixing import cutmix, mixup
+from jaxpoison.defenses.train.randaugment import randaugment
+from jaxpoison.defenses.train.ueraser import erasing, ueraser
 from jaxpoison.victims.adversarial import adversarial, trades
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "disentangle",
     "disentangling_loss",
     "dvae",
+    "erasing",
     "filtered",
     "fit_purify",
     "fixed",
@@ -82,6 +85,7 @@ __all__ = [
     "norm_filter",
     "perturbations",
     "purified_images",
+    "randaugment",
     "random_filter",
     "range_filter",
     "refilled",
@@ -91,4 +95,5 @@ __all__ = [
     "sphere",
     "trades",
     "trained",
+    "ueraser",
 ]
