@@ -1,4 +1,4 @@
-"""Tables of filters and of training-time defenses; all of a table must keep all its promises."""
+"""Tables of filters, purifiers and training-time defenses; all must keep a table's promises."""
 
 import functools
 
@@ -263,3 +263,89 @@ def test_a_defense_of_no_strength_is_none(name):
     found, _ = jax.jit(learner.step)(KEY, start(plain), pictures())
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+SIDES = (9, 6)  # an odd one, and none that 4 or 8 divides
+
+
+def stored(channels=3, dtype=np.uint8, num=13):
+    """Stored images, or the same as floats in [0, 1]; a set of odd size."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (num, *SIDES, channels), np.uint8)
+    image = image if dtype == np.uint8 else (image / 255).astype(dtype)
+    return jp.Dataset(jnp.asarray(image), jnp.asarray(np.arange(num) % CLASSES, jnp.int32))
+
+
+PURIFIERS = {
+    "grayscale": jp.defenses.grayscale,
+    "bit_depth": jp.defenses.bit_depth,
+    "jpeg": jp.defenses.jpeg,
+    "mean": jp.defenses.mean,
+    "median": jp.defenses.median,
+    "gaussian": jp.defenses.gaussian,
+    "gaussian_iss": jp.defenses.gaussian_iss,
+    "bilateral": jp.defenses.bilateral,
+    "orthogonal_projection": lambda: jp.defenses.orthogonal_projection(
+        num_classes=CLASSES, num_steps=2
+    ),
+}
+ROW_BY_ROW = [name for name in PURIFIERS if name != "orthogonal_projection"]
+OF_FLOATS = ("orthogonal_projection",)  # takes any images in [0, 1], gives float32
+GRAY_ALREADY = ("grayscale", "gaussian_iss")  # change no image of one channel
+EVERY_PURIFIER = pytest.mark.parametrize("name", PURIFIERS)
+ROW_BY_ROW_PURIFIER = pytest.mark.parametrize("name", ROW_BY_ROW)
+
+
+@functools.cache
+def purifier(name):
+    return PURIFIERS[name]()
+
+
+@functools.cache
+def purified(name, channels=3):
+    return jp.defenses.fit_purify(purifier(name), KEY, stored(channels))
+
+
+@EVERY_PURIFIER
+@pytest.mark.parametrize("channels", (1, 3))
+def test_a_purifier_keeps_rows_and_labels_and_changes_images(name, channels):
+    before = stored(channels)
+    result, info = purified(name, channels)
+    assert result.image.shape == before.image.shape
+    assert result.image.dtype == (jnp.float32 if name in OF_FLOATS else jnp.uint8)
+    np.testing.assert_array_equal(result.label, before.label)
+    assert result.label.dtype == jnp.int32
+    same = bool(jnp.all(result.image == before.image))
+    assert same is (name == "gaussian_iss" or (channels == 1 and name in GRAY_ALREADY))
+    if purifier(name).num_steps:
+        assert info.outer_loss.shape == (purifier(name).num_steps,) and info.finite.all()
+    else:
+        assert info == ()
+
+
+@EVERY_PURIFIER
+def test_a_purifier_gives_the_same_bits_for_the_same_key_and_leaves_its_input(name):
+    before = stored()
+    kept = np.array(before.image)
+    again, _ = jp.defenses.fit_purify(purifier(name), KEY, before)
+    np.testing.assert_array_equal(again.image, purified(name)[0].image)
+    np.testing.assert_array_equal(before.image, kept)
+
+
+@ROW_BY_ROW_PURIFIER
+def test_a_purifier_without_a_fit_takes_each_image_by_itself(name):
+    few = jax.tree.map(lambda x: x[4:9][::-1], stored())
+    alone, _ = jp.defenses.fit_purify(purifier(name), jax.random.key(1), few)
+    np.testing.assert_array_equal(alone.image, purified(name)[0].image[4:9][::-1])
+
+
+@ROW_BY_ROW_PURIFIER
+def test_a_purifier_of_grey_levels_refuses_floats(name):
+    with pytest.raises(jp.InputError, match="^images are float32; this purifier takes uint8"):
+        jp.defenses.fit_purify(purifier(name), KEY, stored(dtype=np.float32))
+
+
+@pytest.mark.parametrize("name", OF_FLOATS)
+def test_a_purifier_of_floats_takes_stored_images_as_pixels(name):
+    floats, _ = jp.defenses.fit_purify(purifier(name), KEY, stored(dtype=np.float32))
+    np.testing.assert_allclose(floats.image, purified(name)[0].image, atol=1e-5)

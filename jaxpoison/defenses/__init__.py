@@ -24,9 +24,11 @@ from jaxpoison.defenses.filter.sever import (
 from jaxpoison.defenses.filter.sphere import slab, sphere
 from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
+from jaxpoison.defenses.leak import Leak, leak_probe
 from jaxpoison.defenses.purified import fit_purify, fixed
 from jaxpoison.defenses.purify.dvae import DVAEInfo, DVAESettings, DVAEState, dvae
 from jaxpoison.defenses.purify.jpeg import jpeg
+from jaxpoison.defenses.purify.orthogonal_projection import lfu, orthogonal_projection
 from jaxpoison.defenses.purify.smooth import bilateral, gaussian, gaussian_iss, mean, median
 from jaxpoison.defenses.purify.squeeze import bit_depth, grayscale
 from jaxpoison.defenses.screened import (
@@ -51,6 +53,7 @@ __all__ = [
     "DVAEState",
     "Detection",
     "Known",
+    "Leak",
     "SeverSettings",
     "Terms",
     "adversarial",
@@ -79,10 +82,13 @@ __all__ = [
     "knn_distance",
     "largest_gradient",
     "largest_loss",
+    "leak_probe",
+    "lfu",
     "mean",
     "median",
     "mixup",
     "norm_filter",
+    "orthogonal_projection",
     "perturbations",
     "purified_images",
     "randaugment",
