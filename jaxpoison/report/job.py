@@ -21,9 +21,10 @@ from jaxpoison.report.preparation import (
     rows,
 )
 from jaxpoison.report.probes import noise, wanted
+from jaxpoison.report.starts import check_starts
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
-from jaxpoison.types import Dataset, InputError, Scenario, Split
+from jaxpoison.types import Dataset, Scenario, Split
 from jaxpoison.victims import Classical
 
 __all__ = ["job"]
@@ -72,8 +73,6 @@ def job(
         jax.random.key(config.seed), 4
     )
     guides = [] if surrogate is None else [surrogate]
-    if any(one.transfer is not None for one in [*trainees.values(), *guides]):
-        raise InputError("transfer is for targeted runs; here networks start from scratch")
     if any(one.checkpoints is not None for one in trainees.values()):
         raise InputError("checkpoints are of a surrogate; a victim is the last network of its run")
     split = check_split(split, [*trainees.values(), *guides])
@@ -86,6 +85,13 @@ def job(
         for name, one in trainees.items()
     }
     guide = None if surrogate is None else surrogate.training(len(train.label), **how)
+    check_starts(
+        {name: one for name, one in trainees.items() if one.transfer is not None},
+        [one for one in guides if one.transfer is not None],
+        lambda one: one.training(len(train.label), **how),
+        split,
+        fresh_surrogates=False,
+    )
     aux = () if surrogate is None else surrogate.known()
     rehearse(arms, Scenario(train, train, index, aux), test, config.probes)
     study = Study(
@@ -95,9 +101,8 @@ def job(
             "data": {"train": fingerprint(train), "test": fingerprint(test)},
             **facts,
             "accumulate": accumulate,
-            "surrogate_recipe": None if surrogate is None else dataclasses.asdict(surrogate.recipe),
+            **_known(surrogate),
             "attacks": {name: one.facts() for name, one in arms.items()},
-            **_checkpoints(surrogate),
         },
     )
     if done := study.finished():
@@ -108,7 +113,7 @@ def job(
             "surrogate",
             guide,
             surrogate_key,
-            Split(train, train),
+            surrogate.data(Split(train, train)),
             epochs=surrogate.recipe.epochs,
         )
         aux = state.variables
@@ -130,6 +135,7 @@ def job(
                 epochs=one.recipe.epochs,
                 network=victim,
                 evaluation=one.recipe.evaluation,
+                transfer=one.transfer,
             )
 
     judge("clean", Exam(split, clean, targets=_targets(test, fallback)))
@@ -232,10 +238,20 @@ class _Sets:
         return self._held_out[label]
 
 
-def _checkpoints(surrogate: Trainee | None) -> dict[str, Any]:
-    """Nothing where attacks know the last network alone: older records have no such entry."""
-    num = None if surrogate is None else surrogate.checkpoints
-    return {} if num is None else {"surrogate_checkpoints": num}
+def _known(surrogate: Trainee | None) -> dict[str, Any]:
+    """What a run folder is bound to of the network that attacks know.
+
+    Nothing of a pretrained start, or of several networks, where there is none: older records have
+    no such entries.
+    """
+    if surrogate is None:
+        return {"surrogate_recipe": None}
+    facts: dict[str, Any] = {"surrogate_recipe": dataclasses.asdict(surrogate.recipe)}
+    if surrogate.transfer is not None:
+        facts["surrogate_transfer"] = surrogate.transfer.facts()
+    if surrogate.checkpoints is not None:
+        facts["surrogate_checkpoints"] = surrogate.checkpoints
+    return facts
 
 
 def _targets(test: Dataset, label_map: tuple[int, ...] | None) -> Dataset | None:

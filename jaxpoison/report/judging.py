@@ -14,6 +14,7 @@ from jaxpoison.report.work import Work
 from jaxpoison.types import Dataset, Key, Split, Streaming, Training, TrainState, Victim
 from jaxpoison.victims import (
     Classical,
+    Transfer,
     assess,
     fit_classical,
     hits,
@@ -73,6 +74,7 @@ class Judging:
         epochs: int,
         network: str = "",
         evaluation: dict[str, Any] | None = None,
+        transfer: Transfer | None = None,
     ) -> TrainState:
         """Train fresh victims on one training set and judge them; returns them as they ended.
 
@@ -88,10 +90,12 @@ class Judging:
             then NETWORK/ARM.
           evaluation: how they are judged in memory, `Recipe.evaluation`; None is with running
             statistics.
+          transfer: the pretrained network that victims start from; None is from scratch.
         """
         name = record.entry(arm, network)
-        state, info, _ = self._work.run("victims", name, training, key, exam.split, epochs)
         sets: Any = exam.split
+        data = sets if transfer is None else transfer.data(sets)
+        state, info, _ = self._work.run("victims", name, training, key, data, epochs)
         how = evaluation or {}
         if isinstance(training, Streaming):
             judgment = judge_streamed(victim, state, info, *sets, max_bytes=training.max_bytes)

@@ -1,19 +1,17 @@
 """The main job in one call: every arm is crafted, stored, verified, trained on and judged."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxpoison.models import num_params
 from jaxpoison.report.arms import Arm, Stored
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.job import job
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.types import InputError, Split, Victim
-from jaxpoison.victims import Classical, Recipe
+from jaxpoison.victims import Classical, Recipe, Transfer
 
 __all__ = ["main_job", "transfer_job"]
 
@@ -30,6 +28,7 @@ def main_job(
     main: str,
     clean: str = "the reference",
     surrogate: Trainee | None = None,
+    transfer: Transfer | None = None,
     published: list[dict[str, Any]] | None = None,
     chunk: int | None = 1,
     accumulate: int = 1,
@@ -55,6 +54,8 @@ def main_job(
       main: the arm the experiment is about.
       clean: what to expect of the clean set.
       surrogate: a network to train on clean data, passed as `scenario.aux`; None for none.
+      transfer: the pretrained network that victims start from, see `victims.transfer`: a new last
+        layer on it, or all of it; None is from scratch. A surrogate has its own.
       published: other people's numbers, see `report.published`.
       chunk: victims side by side, as in `over_restarts`: None for dense nets, 1 for convolutions,
         which are then spread over all devices.
@@ -67,10 +68,11 @@ def main_job(
       network they do not fit, a label it has no logit for, a batch larger than the set, or an
       attack that cannot start, before anything is written or removed.
     """
+    trainee = Trainee(victim, recipe, transfer)
     return job(
         experiment,
         config,
-        {"": Trainee(victim, recipe)},
+        {"": trainee},
         split=split,
         source=source,
         arms=arms,
@@ -81,7 +83,7 @@ def main_job(
         chunk=chunk,
         accumulate=accumulate,
         mesh=mesh,
-        facts={"parameters": num_params(victim), "recipe": dataclasses.asdict(recipe)},
+        facts=trainee.facts(),
     )
 
 
@@ -126,11 +128,7 @@ def transfer_job(
     """
     if not victims:
         raise InputError("there are no victims; name at least one")
-    networks = {
-        name: {"parameters": num_params(one.victim), "recipe": dataclasses.asdict(one.recipe)}
-        for name, one in victims.items()
-        if isinstance(one, Trainee)
-    }
+    networks = {name: one.facts() for name, one in victims.items() if isinstance(one, Trainee)}
     others = {name: one.source for name, one in victims.items() if isinstance(one, Classical)}
     return job(
         experiment,

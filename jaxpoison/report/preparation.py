@@ -1,5 +1,6 @@
 """All that is looked at before a run folder is made, so that a bad setting ends before work."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from jaxtyping import Array, Int
 
 from jaxpoison import check
 from jaxpoison.data import check_dataset, poison_rows, poisoned
+from jaxpoison.models import num_params
 from jaxpoison.report.arms import Arm, Stored
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.probes import HELD_OUT, everything
@@ -81,6 +83,11 @@ class Trainee(NamedTuple):
             return one
         num = (self.checkpoints,)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(num + x.shape, x.dtype), one)
+
+    def facts(self) -> dict[str, Any]:
+        """Its size, recipe and, where there is one, transfer, which a run folder is bound to."""
+        facts = {"parameters": num_params(self.victim), "recipe": dataclasses.asdict(self.recipe)}
+        return facts if self.transfer is None else facts | {"transfer": self.transfer.facts()}
 
     def data(self, split: Split) -> Split | TransferSplit:
         """What that training takes: the split, with the pretrained network where there is one."""

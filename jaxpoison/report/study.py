@@ -37,6 +37,7 @@ from jaxpoison.report.poisons import Poisons
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
 from jaxpoison.types import InputError, Key, Split, Training, TrainState
+from jaxpoison.victims import TransferSplit
 
 __all__ = ["Study"]
 
@@ -97,7 +98,7 @@ class Study:
         return result
 
     def train(
-        self, part: str, training: Training, key: Key, split: Split, *, epochs: int
+        self, part: str, training: Training, key: Key, split: Split | TransferSplit, *, epochs: int
     ) -> tuple[TrainState, Any]:
         """Train (or load) a network under `craft/<part>`, e.g. a surrogate; (state, info)."""
         return self.work.run("craft", part, training, key, split, epochs)[:2]

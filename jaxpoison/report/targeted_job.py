@@ -1,6 +1,5 @@
 """The main job of targeted attacks: many setups, each with its own poison and its own victims."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from jax.sharding import Mesh
 from jaxpoison import over
 from jaxpoison.data import Setup, class_names, poisoned
 from jaxpoison.data.verification import fingerprint
-from jaxpoison.models import num_params
 from jaxpoison.report import record, targeted_figures
 from jaxpoison.report.arms import Arm
 from jaxpoison.report.preparation import Trainee, check_split
@@ -152,9 +150,9 @@ def targeted_job(
         facts={
             "data": {part: fingerprint(getattr(split, part)) for part in ("train", "test")},
             "setups": fingerprint_of(setups),
-            "trainees": {name: _facts(one) for name, one in victims.items()},
+            "trainees": {name: one.facts() for name, one in victims.items()},
             "accumulate": accumulate,
-            "surrogates": [_facts(one) for one in surrogates],
+            "surrogates": [one.facts() for one in surrogates],
             "fresh_surrogates": fresh_surrogates,
             "attacks": {name: one.facts() for name, one in arms.items()},
         },
@@ -239,8 +237,3 @@ def _shown(folder: pathlib.Path, one: Setup, field: Field, main: str) -> targete
         np.asarray(train.image[poison.source_rows]),
         image if image.dtype == np.uint8 else 255 * image,
     )
-
-
-def _facts(one: Trainee) -> dict[str, Any]:
-    facts = {"parameters": num_params(one.victim), "recipe": dataclasses.asdict(one.recipe)}
-    return facts if one.transfer is None else facts | {"transfer": one.transfer.facts()}

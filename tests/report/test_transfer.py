@@ -11,9 +11,18 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 import jaxpoison as jp
-from jaxpoison.report import Arm, StudyConfig, Trainee, arm, control, stored, transfer_job
+from jaxpoison.report import (
+    Arm,
+    StudyConfig,
+    Trainee,
+    arm,
+    control,
+    main_job,
+    stored,
+    transfer_job,
+)
 from jaxpoison.types import Dataset, InputError, Split, as_float
-from jaxpoison.victims import Classical, recipes
+from jaxpoison.victims import Classical, join_head, on_features, recipes, transfer
 from tests.report import small_job
 
 pytestmark = pytest.mark.usefixtures("quick_module")
@@ -211,11 +220,39 @@ def test_restarts_and_functions_are_among_the_settings_of_an_arm():
     assert dataclasses.is_dataclass(single.budget)
 
 
-def test_victims_that_start_from_a_pretrained_network_are_of_another_job(tmp_path):
-    network = jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=(6,))
-    start = jp.victims.transfer("linear", network.init(jax.random.key(0)))
-    warm = Trainee(network, recipes.small(epochs=1, batch_size=16), start)
-    with pytest.raises(InputError, match="transfer is for targeted runs"):
-        transfer_job("many", StudyConfig(runs=tmp_path), victims={"warm": warm},
-                     split=small_job.split(), source={"name": "blobs"}, arms=control(BUDGET),
-                     main="random-noise")  # fmt: skip
+def pretrained(runs, start):
+    """The record of heads on the extractor of `start`, after noise that knows it."""
+    network = jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=(6,), batch_norm=False)
+    head = jp.models.logistic_regression((1, 1, 6), small_job.CLASSES)
+    victim = on_features(network, head)
+    one = Trainee(victim, recipes.small(epochs=2, batch_size=16), transfer("linear", start))
+    noise = arm(
+        jp.attacks.frozen_error_minimizing, network, head, num_classes=small_job.CLASSES,
+        eps=small_job.EPS, batch_size=16, budget=BUDGET, expect="-",
+    )  # fmt: skip
+    return main_job(
+        "heads", StudyConfig(runs=runs, victims=2), victim=one.victim, recipe=one.recipe,
+        transfer=one.transfer, surrogate=one, split=small_job.split(), source={"name": "blobs"},
+        arms=control(BUDGET) | {"noise": noise}, main="noise", chunk=None,
+    )  # fmt: skip
+
+
+def test_victims_start_from_a_pretrained_network_and_attacks_know_it(tmp_path):
+    """Of an extractor of zeros a head learns nothing but its bias: all is one class."""
+    shapes = jax.eval_shape(
+        jp.models.mlp(small_job.SHAPE, small_job.CLASSES, hidden=(6,), batch_norm=False).init,
+        jax.random.key(0),
+    )
+    head = jp.models.logistic_regression((1, 1, 6), small_job.CLASSES).init(jax.random.key(1))
+    start = join_head(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes), head)
+    record = pretrained(tmp_path, start)
+    sizes = np.bincount(np.asarray(small_job.split().test.label)) / 24
+    for entry in record["arms"].values():
+        for found in entry["final_accuracy"]["values"]:
+            assert np.abs(sizes - found).min() < 1e-6
+    facts = transfer("linear", start).facts()
+    assert record["config"]["transfer"] == record["config"]["surrogate_transfer"] == facts
+    other = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), start)
+    with pytest.raises(InputError, match="the pretrained variables are of another network"):
+        pretrained(tmp_path / "other", other)
+    assert not (tmp_path / "other").exists()
