@@ -24,7 +24,7 @@ from jaxpoison.report.probes import noise, wanted
 from jaxpoison.report.starts import check_starts
 from jaxpoison.report.study import Study
 from jaxpoison.report.study_config import StudyConfig
-from jaxpoison.types import Dataset, Scenario, Split
+from jaxpoison.types import Dataset, InputError, Scenario, Split
 from jaxpoison.victims import Classical
 
 __all__ = ["job"]
