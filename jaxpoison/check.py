@@ -86,7 +86,8 @@ def one_of(allowed: Iterable[Any], **values: Any) -> None:
     allowed = tuple(allowed)
     for name, value in values.items():
         if value not in allowed:
-            words = f"allowed are {', '.join(map(str, allowed))}" if allowed else "there are none"
+            known = ", ".join(str(one) or "''" for one in allowed)
+            words = f"allowed are {known}" if allowed else "there are none"
             raise InputError(f"{name} = {_shown(value)}; {words}")
 
 

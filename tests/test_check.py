@@ -41,6 +41,7 @@ FINITE = "it must be a finite number"
         (lambda: check.fraction(p=NAN), "p = nan; it must be a number at least 0 and at most 1"),
         (lambda: check.one_of(("a", "b"), kind="c"), "kind = 'c'; allowed are a, b"),
         (lambda: check.one_of({"a": 1, "b": 2}, kind=["a"]), "kind = ['a']; allowed are a, b"),
+        (lambda: check.one_of(("", "b"), main="a"), "main = 'a'; allowed are '', b"),
         (lambda: check.one_of((), main="a"), "main = 'a'; there are none"),
         (lambda: check.one_of((None, 0), axis=1), "axis = 1; allowed are None, 0"),
         (lambda: check.radius("l2", None), f"eps = None; {FINITE} at least 0"),

@@ -112,7 +112,8 @@ def write(
       rounding: "nearest", "truncate" or "cast", see `rounding.to_uint8`. With "cast" the manifest's
         linf eps is one grey level larger than this one, and says so.
       wall_time_s: seconds the attack took.
-      extra: anything else worth keeping, as `settings`.
+      extra: anything else worth keeping, as `settings`; of features whose they are:
+        {"extractor": {"variables_sha256": ...}}, see `data.manifest.tree_sha256`.
       overwrite: whether to replace an existing poison folder.
 
     Returns:

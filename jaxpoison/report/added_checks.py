@@ -68,9 +68,7 @@ def check_added_arms(
         if not isinstance(one, AddedArm):
             raise InputError(f"arm {name!r} is a {type(one).__name__}; see added_arm")
         player = one.player or only
-        if player not in players:
-            allowed = ", ".join(players)
-            raise InputError(f"arm {name!r}: player = {one.player!r}; allowed are {allowed}")
+        check.one_of(players, **{f"arm {name!r}: player": player})
         if one.space == "features" and players[player].extractor is None:
             raise InputError(f"arm {name!r} is in feature space; player {player!r} has no "
                              "extractor")  # fmt: skip

@@ -15,6 +15,7 @@ from experiments import tables as committed
 from jaxpoison import loops
 from jaxpoison.__main__ import main
 from jaxpoison.data import poisoned, with_added
+from jaxpoison.data.manifest import tree_sha256
 from jaxpoison.data.poisoned import read
 from jaxpoison.perturb import Constraint
 from jaxpoison.report import AddedConfig, Player, added_arm, added_tables, command_line, runs
@@ -207,7 +208,7 @@ def test_arms_that_do_not_fit_end_before_anything_is_written(tmp_path):
         refused(tmp_path, message, own={"free": one})
 
     many = functools.partial(added_arm, jp.attacks.gradient_canceling, expect="")
-    check("player = 'b'; allowed are ", small_added.canceling("none", player="b"))
+    check("arm 'free': player = 'b'; allowed are ''", small_added.canceling("none", player="b"))
     check("player '' has no extractor", small_added.canceling("none", space="features"))
     check("num_classes = 4; its player has 3 logits",
           many(small_added.HEAD, labels="random", num_classes=4))  # fmt: skip
@@ -242,6 +243,13 @@ def test_features_are_attacked_and_filtered_as_followers_see_them(tmp_path):
     folder = tmp_path / "small" / "default" / "poison"
     inner, outer = (poisoned.read(folder / f"a-{name} share=0.25") for name in arms)
     assert inner.manifest.domain == "features" and outer.manifest.domain == "uint8"
+    assert inner.manifest.extra["extractor"] == {
+        "variables_sha256": tree_sha256(frozen.variables),
+        "player": "a",
+        "features": 5,
+        "image_shape": [8, 8, 1],
+    }
+    assert not outer.manifest.extra
     clean = extract(frozen, train)
     np.testing.assert_array_equal(inner.dataset.label, train.label[inner.source_rows])
     np.testing.assert_allclose(
