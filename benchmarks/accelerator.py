@@ -76,6 +76,10 @@ PARTS: dict[str, Part] = {
     ),
     "deepconfuse_mnist": Part(jobs.deepconfuse_mnist, 30, "time to effect"),
     "cifar10_one_pixel": Part(parts.experiment("cifar10_one_pixel"), 15, "paper scale", SSIM),
+    "cifar10_autoregressive": Part(
+        parts.experiment("cifar10_autoregressive"), 15, "paper scale", SSIM
+    ),
+    "cifar10_convolution": Part(parts.experiment("cifar10_convolution"), 15, "paper scale", SSIM),
     "cifar10_lsp": Part(parts.experiment("cifar10_lsp"), 15, "paper scale", SSIM),
     "cifar10_error_minimizing": Part(
         parts.experiment("cifar10_error_minimizing"), 30, "paper scale", SSIM

@@ -17,7 +17,7 @@ from jaxpoison.data.rounding import ROUNDINGS, promised
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Attack, Generator, InputError
 
-__all__ = ["Arm", "Point", "Stored", "arm", "built", "control", "settings_of", "stored"]
+__all__ = ["Arm", "Point", "Stored", "arm", "ball", "built", "control", "settings_of", "stored"]
 
 _PLAIN = str | int | float
 HARMLESS = "within 3 of clean: change alone does little"
@@ -43,7 +43,7 @@ class Arm(NamedTuple):
     Attributes:
       attack: the attack, or restarts of one, one after another (the best is taken).
       num_steps: steps it runs.
-      budget: what its stored images keep.
+      budget: what its stored images keep; None for an attack that only the image box bounds.
       expect: one line for the reader.
       settings: of the attack, for the manifest.
       label_map: of a label-specific attack: victims shall read clean images of class y as
@@ -57,7 +57,7 @@ class Arm(NamedTuple):
 
     attack: Attack
     num_steps: int
-    budget: Budget
+    budget: Budget | None
     expect: str
     settings: dict[str, Any]
     label_map: tuple[int, ...] | None = None
@@ -117,7 +117,7 @@ def arm(
     factory: Callable[..., Attack],
     *parts: Any,
     num_steps: int | None = None,
-    budget: Budget,
+    budget: Budget | None,
     expect: str,
     restarts: int = 1,
     rounding: str = "nearest",
@@ -135,7 +135,7 @@ def arm(
       *parts: its positional arguments, such as the victim.
       num_steps: steps to run; None is what the attack's schedule is laid out over
         (`crafting.steps`), or one, which is enough where there is nothing to optimize.
-      budget: what the stored images keep.
+      budget: what the stored images keep; None for an attack that only the image box bounds.
       expect: one line for the reader.
       restarts: independent runs, of which the one of the lowest loss is stored.
       rounding: how images are stored: to grey levels as in `poisoned.write`, or "none": floats, as
@@ -152,7 +152,7 @@ def arm(
     check.one_of((*ROUNDINGS, "none"), rounding=rounding)
     if rounding != "nearest":
         if rounding != "none":
-            promised(budget.norm, budget.eps, rounding)
+            promised(*ball(budget), rounding)
         settings |= {"rounding": rounding}
     if restarts > 1:
         attack, settings = over.over_restarts(attack, restarts), settings | {"restarts": restarts}
@@ -223,6 +223,11 @@ def settings_of(
         if (setting := _setting(value)) is not _UNSAID
     }
     return settings, dict(bound.arguments)
+
+
+def ball(budget: Budget | None) -> tuple[str | None, Any]:
+    """Norm and radius as a poison folder states them: (None, None) for no budget."""
+    return (None, None) if budget is None else (budget.norm, budget.eps)
 
 
 def control(
@@ -302,11 +307,13 @@ def _setting(value: Any) -> Any:
     return _UNSAID
 
 
-def _network(arguments: Mapping[str, Any], budget: Budget) -> Generator:
+def _network(arguments: Mapping[str, Any], budget: Budget | None) -> Generator:
     """The one network among the arguments of an attack that trains it under this budget."""
     networks = [value for value in arguments.values() if isinstance(value, Generator)]
     if len(networks) != 1:
         raise InputError(f"the attack has {len(networks)} Generators as arguments; it must have 1")
+    if budget is None:
+        raise InputError("the budget is None; a generator's is linf")
     eps = arguments.get("eps", budget.eps)
     if (budget.norm, budget.eps) != ("linf", eps):
         raise InputError(

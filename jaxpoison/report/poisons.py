@@ -15,6 +15,7 @@ from jaxpoison.data.manifest import PIXELS
 from jaxpoison.data.rounding import to_uint8
 from jaxpoison.perturb import Budget
 from jaxpoison.report.apply import GENERATOR
+from jaxpoison.report.arms import ball
 from jaxpoison.report.derived import Derived
 from jaxpoison.report.probes import everything
 from jaxpoison.report.work import Work
@@ -58,7 +59,7 @@ class Poisons:
         scenario: Scenario,
         *,
         num_steps: int,
-        budget: Budget,
+        budget: Budget | None,
         source: dict[str, Any],
         settings: dict[str, Any] | None = None,
         network: Generator | None = None,
@@ -74,7 +75,7 @@ class Poisons:
           key: of the attack.
           scenario: what it knows.
           num_steps: steps to run.
-          budget: what the folder promises.
+          budget: what the folder promises; None for no more than images.
           source: where the training set came from: {name, split, data_dir}, as `data.load` takes.
           settings: the attack's settings, for the manifest.
           network: the generator's, of an attack that trains one (`Attack.generator`).
@@ -85,6 +86,7 @@ class Poisons:
           that the attack trained.
         """
         path, kept = self._work.folder / "poison" / arm, self.generator(arm)
+        norm, eps = ball(budget)
         settings = self._settings | {"num_steps": num_steps} | (settings or {})
         if not hosts.first(lambda: path.exists() and (network is None or kept.exists())):
             attack, state, seconds = self._run(arm, attack, key, scenario, num_steps)
@@ -94,7 +96,7 @@ class Poisons:
                     kept,
                     attack.generator(state),
                     network=network,
-                    eps=budget.eps,
+                    eps=eps,
                     attack=arm,
                     settings=settings,
                     key=key,
@@ -112,8 +114,8 @@ class Poisons:
                     index=scenario.index,
                     attack=arm,
                     settings=settings,
-                    norm=budget.norm,
-                    eps=budget.eps,
+                    norm=norm,
+                    eps=eps,
                     source=source,
                     key=key,
                     wall_time_s=seconds.compile + seconds.steps,
@@ -191,7 +193,7 @@ class Poisons:
         clean: Dataset,
         *,
         num_steps: int,
-        budget: Budget,
+        budget: Budget | None,
         rounding: str = "nearest",
     ) -> Dataset:
         """Images that a generator attack never saw, poisoned by what it trained.
@@ -212,8 +214,8 @@ class Poisons:
         attack, state, _ = self._run(arm, attack, key, scenario, num_steps)
         image = np.asarray(jax.device_get(_poison(attack, state, everything(clean)).image))
         if clean.image.dtype == np.uint8 and rounding != "none":
-            ball = {"norm": budget.norm, "eps": budget.eps, "rounding": rounding}
-            image = to_uint8(image, np.asarray(clean.image), **ball)
+            norm, eps = ball(budget)
+            image = to_uint8(image, np.asarray(clean.image), norm=norm, eps=eps, rounding=rounding)
         return Dataset(jnp.asarray(image), clean.label)
 
     def adopt(self, arm: str, path: pathlib.Path, scenario: Scenario) -> Dataset:

@@ -50,6 +50,8 @@ def sweep(
         one = make(value)
         found = {f"{of} {label}": one._replace(sweep=Point(of, option, float(value)))}
         if controls:
+            if one.budget is None:
+                raise InputError(f"{of} has no budget, so no noise of it; controls must be False")
             for name, noise in control(one.budget).items():
                 point = Point(name, option, float(value))
                 found |= {f"{name} {label}": noise._replace(sweep=point)}

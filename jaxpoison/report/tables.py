@@ -11,6 +11,7 @@ from jaxpoison.report.record import entry as entry_name
 
 __all__ = [
     "RANDOM_POINTS",
+    "SHARED_FILTER",
     "control",
     "experiment",
     "is_control",
@@ -30,6 +31,8 @@ __all__ = [
 
 RANDOM_POINTS = "random-points"
 """What the arms are called that control added points."""
+SHARED_FILTER = "shared-filter"
+"""And the one that controls filters by class: it changes images as much, and tells no class."""
 
 
 def percent(value: dict[str, Any]) -> str:
@@ -45,8 +48,13 @@ def percent(value: dict[str, Any]) -> str:
     return f"{mean} [{low:.1f}, {high:.1f}]"
 
 
-def radius(norm: str, eps: float) -> str:
-    """`linf 8/255`, `l2 1`, `l0 1`: pixels in [0, 1]; whole grey levels as such under linf."""
+def radius(norm: str | None, eps: float | None) -> str:
+    """`linf 8/255`, `l2 1`, `l0 1`: pixels in [0, 1]; whole grey levels as such under linf.
+
+    `no norm` of a poison that only the image box bounds.
+    """
+    if norm is None or eps is None:
+        return "no norm"
     levels = round(255 * eps)
     if norm == "linf" and levels and abs(255 * eps - levels) < 1e-4:
         return f"linf {levels}/255"
@@ -56,7 +64,8 @@ def radius(norm: str, eps: float) -> str:
 def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
     """The entry of random noise at the budget of `entry`'s poison, on the same victim.
 
-    Of added points that of as many random ones.
+    Of added points that of as many random ones; of a poison without a norm the filter that all
+    classes share (`attacks.convolution`).
     """
     if added := entry.get("added"):
         others = (one for one in arms.values() if one.get("victim") == entry.get("victim"))
@@ -67,7 +76,7 @@ def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | Non
                 return one
         return None
     norm, eps = entry["poison"]["norm"], entry["poison"]["eps"]
-    plain = "random-noise" if norm == "linf" else f"random-noise-{norm}"
+    plain = {"linf": "random-noise", None: SHARED_FILTER}.get(norm, f"random-noise-{norm}")
     for name, noise in arms.items():
         victim, attack = split_name(name, noise)
         same = victim == entry.get("victim", "") and noise["poison"] is not None
@@ -79,7 +88,8 @@ def control(arms: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | Non
 
 def is_control(attack: str) -> bool:
     """Whether a training set of that name is a comparison and no attack."""
-    return attack.startswith("random-noise") or attack.endswith("-permuted")
+    named = attack.startswith("random-noise") or attack.endswith("-permuted")
+    return named or attack == SHARED_FILTER
 
 
 def probe_names(record: dict[str, Any]) -> list[str]:

@@ -68,7 +68,12 @@ def check_targeted_arms(arms: Mapping[str, Arm], main: str) -> None:
             kind = "trains a generator" if isinstance(one, Arm) else "is stored or derived"
             raise InputError(f"arm {name!r} {kind}; a targeted run crafts one poison per setup")
         eps, budget = one.settings.get("eps"), one.budget
-        if budget.norm == "linf" and isinstance(eps, int | float) and eps > budget.eps:
+        if (
+            budget is not None
+            and budget.norm == "linf"
+            and isinstance(eps, int | float)
+            and eps > budget.eps
+        ):
             raise InputError(
                 f"arm {name!r}: eps = {eps:g} is beyond its budget, linf {budget.eps:g}"
             )

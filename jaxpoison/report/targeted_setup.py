@@ -20,7 +20,7 @@ import numpy as np
 from jaxpoison import checkpoint, hosts, over, tree
 from jaxpoison.data import Setup, poisoned, with_poison
 from jaxpoison.report import record
-from jaxpoison.report.arms import Arm
+from jaxpoison.report.arms import Arm, ball
 from jaxpoison.report.poisons import verified
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.work import Work
@@ -194,6 +194,7 @@ def store(
     `run(sweep.numbered(attack), key, Sweep(number, scenario))` makes them again.
     """
     rows, began = np.asarray(setup.poison_rows), time.perf_counter()
+    norm, eps = ball(one.budget)
     write = functools.partial(
         poisoned.write,
         work.folder / "poison" / name,
@@ -203,8 +204,8 @@ def store(
         source_rows=rows,
         attack=name,
         settings=field.settings | one.facts(),
-        norm=one.budget.norm,
-        eps=one.budget.eps,
+        norm=norm,
+        eps=eps,
         source=field.source,
         key=key,
         wall_time_s=crafted.seconds,

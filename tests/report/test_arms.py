@@ -11,7 +11,8 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.attacks import Crafting
 from jaxpoison.perturb import Budget
-from jaxpoison.report import arm
+from jaxpoison.report import arm, sweep
+from jaxpoison.report.arms import ball
 from jaxpoison.types import InputError
 
 VICTIM = jp.models.mlp((4, 4, 1), 2, hidden=(2,))
@@ -52,3 +53,18 @@ def test_restarts_are_shared_out_over_the_devices_with_the_same_bits():
     assert len(state.sharding.device_set) == 4
     np.testing.assert_array_equal(state, jax.jit(one.attack.init)(jax.random.key(1), given))
     assert one.spread() is one.spread() and one._replace(has_mesh=True).spread() is one.attack
+
+
+def test_an_arm_without_a_budget():
+    """Its images are bounded by the box alone; a sweep of it has no noise to stand beside."""
+    one = arm(jp.attacks.convolution, num_classes=3, budget=None, rounding="cast", expect="")
+    assert ball(one.budget) == (None, None) and ball(Budget("l2", 1.5)) == ("l2", 1.5)
+    assert one.settings["rounding"] == "cast"
+    with pytest.raises(InputError) as error:
+        sweep("cuda", lambda value: one, "blur", (0.3,), controls=True)
+    message = "cuda has no budget, so no noise of it; controls must be False"
+    assert str(error.value) == message
+    network = jp.models.create_generator("mlp_generator", (4, 4, 1), hidden=(2,))
+    options = {"trial_steps": 2, "batch_size": 2, "expect": ""}
+    with pytest.raises(InputError, match="^the budget is None; a generator's is linf$"):
+        arm(jp.attacks.deepconfuse, VICTIM, network, eps=0.1, budget=None, num_steps=3, **options)

@@ -54,10 +54,20 @@ def test_percent(value, text):
         ("l2", 8 / 255, "l2 0.0314"),
         ("l2", 1.0, "l2 1"),
         ("l0", 1, "l0 1"),
+        (None, None, "no norm"),
     ],
 )
 def test_radius(norm, eps, text):
     assert tables.radius(norm, eps) == text
+
+
+def test_a_poison_without_a_norm_stands_beside_the_shared_filter():
+    poison = {"poison": {"norm": None, "eps": None}}
+    arms = {"clean": {"poison": None}, "shared-filter": poison, "convolution": {**poison}}
+    assert tables.control(arms, arms["convolution"]) is arms["shared-filter"]
+    assert tables.is_control("shared-filter") and not tables.is_control("convolution")
+    del arms["shared-filter"]
+    assert tables.control(arms, arms["convolution"]) is None
 
 
 def test_the_table_of_one_victim():
