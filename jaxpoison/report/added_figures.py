@@ -69,7 +69,9 @@ def points(path: pathlib.Path, shown: list[Shown]) -> None:
 def residuals(path: pathlib.Path, record: dict[str, Any]) -> None:
     """A PNG of the residual over the attack's steps, a panel for each player, a line for each cell.
 
-    Without an attack that cancels there is no file.
+    Of feature-targeted attacks a dotted line stands where canceling in features ends and inversion
+    begins: behind it the residual is that of the images' features. Without an attack that cancels
+    there is no file.
     """
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     for added in _cells(record):
@@ -85,6 +87,11 @@ def residuals(path: pathlib.Path, record: dict[str, Any]) -> None:
         for (style, color), (name, added) in zip(styles, lines.items(), strict=False):
             found = added["residual"]
             axis.plot(found["steps"], found["curve"], style, color=color, linewidth=1.6, label=name)
+        inverted = [one["arm"] for one in lines.values() if "feature_error" in one]
+        settings = record["config"]["attacks"]
+        for k, last in enumerate(sorted({settings[arm]["cancel_steps"] for arm in inverted})):
+            label = None if k else "inversion begins"
+            axis.axvline(last, color="#777777", linestyle=":", linewidth=1.2, label=label)
         axis.set_yscale("log")
         axis.legend(fontsize=7, frameon=False)
         _dress(axis, "step", "||r||")

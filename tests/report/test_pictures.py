@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from matplotlib import image as pictures
 
-from jaxpoison.report import figures
+from jaxpoison.report import added_figures, figures
 
 RNG = np.random.RandomState(0)
 
@@ -115,3 +115,25 @@ def test_labels_keep_apart(values):
     assert heights[-1] <= 102 and heights[0] >= 0
     if len(values) == 1:
         assert heights == [min(max(values[0], 1), 101)]
+
+
+def test_residuals_say_where_inversion_begins(monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(added_figures, "save", lambda figure, path: kept.append(figure))
+    curve = {"first": 2.0, "last": 1.0, "steps": [1, 30, 40], "curve": [2.0, 0.1, 1.0]}
+    cell = {"share": 0.1, "num_added": 3, "residual": curve}
+    cells = {
+        "canceling": cell | {"player": "a"},
+        "matching": cell | {"player": "b", "feature_error": curve},
+        "decoder": cell | {"player": "b", "feature_error": curve},
+    }
+    attacks = {"canceling": {}, "matching": {"cancel_steps": 30}, "decoder": {"cancel_steps": 30}}
+    arms = {name: {"added": one | {"arm": name}} for name, one in cells.items()}
+    record = {"experiment": "e", "arms": arms, "config": {"attacks": attacks}}
+    added_figures.residuals(tmp_path / "r.png", record)
+    found = []
+    for axis in kept[0].axes:
+        lines = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+        found.append(lines.pop("inversion begins", None))
+        assert all(line == [1, 30, 40] for line in lines.values())
+    assert found == [None, [30, 30]]
