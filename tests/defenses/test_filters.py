@@ -12,6 +12,7 @@ import jaxpoison as jp
 from tests.test_defense_contract import CLASSES, NUM, WIDTH, features, head
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 def arrays():

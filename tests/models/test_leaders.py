@@ -9,6 +9,7 @@ from flax import linen as nn
 import jaxpoison as jp
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from jaxpoison.types import Dataset, InputError
 from jaxpoison.victims import Extractor, extract, join_head, mean_gradient, on_features
 from tests.models import miniatures
 
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 
 def test_a_head_sees_the_same_on_features_as_on_images():
     shape = (4, 4, 1)
