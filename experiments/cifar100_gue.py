@@ -41,6 +41,11 @@ class Config(GUEConfig):
         super().__post_init__()
         check.one_of(CLASSES, dataset=self.dataset)
 
+    @classmethod
+    def smoke(cls, **options) -> "Config":
+        """As `GUEConfig.smoke`, the ten classes of SVHN: the programs of cifar10_gue."""
+        return super().smoke(**{"dataset": "svhn_cropped"} | options)
+
 
 def main(config: Config) -> dict:
     """Run the study and return its record."""

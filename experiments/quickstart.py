@@ -25,7 +25,7 @@ class Config(StudyConfig):
     eps: float = 0.3
     """L-infinity radius, pixels in [0, 1]; LSP gets the L2 radius 8 eps of its corners."""
     hidden: tuple[int, ...] = (128, 128)
-    """Layers of the MLP that is victim and surrogate."""
+    """Layers of the MLP that is victim and surrogate; the generator's have twice the width."""
     epochs: int = 20
     """Of every victim and of the surrogate (Adam 0.001, batch 32)."""
     em_rounds: int = 20
@@ -97,7 +97,9 @@ def main(config: Config) -> dict:
             "deepconfuse": arm(
                 jp.attacks.deepconfuse,
                 jp.models.mlp(train.image.shape[1:], 10, hidden=config.hidden),
-                jp.models.mlp_generator(train.image.shape[1:]),
+                jp.models.mlp_generator(
+                    train.image.shape[1:], hidden=[2 * width for width in config.hidden]
+                ),
                 eps=eps,
                 batch_size=32,
                 trial_steps=one_pass,

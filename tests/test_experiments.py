@@ -27,7 +27,7 @@ from jaxpoison.report import (
 )
 from jaxpoison.report.arms import Stored
 from jaxpoison.report.images import RECIPES
-from jaxpoison.types import Dataset, Split
+from jaxpoison.types import Dataset, Scenario, Split
 from jaxpoison.victims import Recipe, recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
@@ -36,7 +36,7 @@ GENERATED = {
     "fashion_mnist": ((28, 28, 1), 10),
     "mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
-    "cifar100": ((32, 32, 3), 100),
+    "svhn_cropped": ((32, 32, 3), 10),
 }
 """Shape and classes of the sets in whose place the smoke runs have generated images."""
 RATE = {"mean", "low", "high", "values"}
@@ -299,6 +299,27 @@ def test_every_network_of_the_transfer_can_be_made_for_cifar10():
     rates = {name: one.recipe.learning_rate for name, one in made.items()}
     lower = {name for name in rates if name.startswith(("vgg", "mobilenet"))}
     assert len(lower) == 3 and all(rates[n] == (0.01 if n in lower else 0.1) for n in rates)
+
+
+def test_gue_and_its_victims_can_be_made_for_a_hundred_classes(tmp_path):
+    module, rows = importlib.import_module("experiments.cifar100_gue"), 80
+    for part, offset in (("train", 0), ("test", 1)):
+        label = (np.arange(rows) + offset) % 100
+        image = np.zeros((rows, 32, 32, 3), np.uint8)
+        np.savez(tmp_path / f"cifar100-{part}.npz", image=image, label=label)
+    few = {"train_images": rows, "test_images": rows}
+    config = module.Config.smoke(dataset="cifar100", data_dir=tmp_path, **few)
+    assert module.Config().dataset == "cifar100" and config.robust == ()
+    _, split = config.load("cifar100")
+    (judge,) = config.judges(split, 100).values()
+    attack = config.poisons(split, 100, "")["gue"].attack
+    key, image = jax.random.key(0), jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    scenario = Scenario(split.train, split.train, np.arange(rows, dtype=np.int32))
+    arrays = jax.eval_shape(judge.victim.init, key)
+    logits, _ = jax.eval_shape(lambda *a: judge.victim.apply(*a, train=False), arrays, image)
+    state = jax.eval_shape(attack.init, key, scenario)
+    again, _ = jax.eval_shape(attack.step, key, state, scenario)
+    assert logits.shape == (2, 100) and jax.tree.structure(again) == jax.tree.structure(state)
 
 
 def test_a_recipe_is_the_preset_of_its_name():
