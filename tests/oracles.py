@@ -239,3 +239,14 @@ def smooth_generator(hidden: int = 6, size: int = 9, *, batch_norm: bool = True)
         return jnp.tanh(jnp.tanh(h) @ variables.params["v"]).reshape(image.shape), stats
 
     return Generator(init, apply)
+
+
+def natural_images(num: int, channels: int = 3, side: int = 32) -> np.ndarray:
+    """Images of falling spectra, their channels much alike, and some grain; uint8."""
+    rng = np.random.default_rng(0)
+    f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)) + 1 / side
+    waves = rng.normal(size=(num, side, side, channels + 1)) / f[None, :, :, None] ** 1.4
+    field = np.fft.fft2(waves, axes=(1, 2)).real
+    field = field[..., :1] + 0.12 * field[..., 1:]
+    field = 128 + 60 * field / field.std(axis=(1, 2, 3), keepdims=True)
+    return np.clip(np.rint(field + 2 * rng.normal(size=field.shape)), 0, 255).astype(np.uint8)

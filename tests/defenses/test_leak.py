@@ -1,13 +1,19 @@
 """The leak probe against scikit-learn's ridge classifier; chance, planted leaks, refusals."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeClassifier
 
 import jaxpoison as jp
+from tests.oracles import natural_images
 
 CLASSES = 4
+
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 def pictures(num, shape, strength):
@@ -59,3 +65,34 @@ def test_what_is_refused():
             jp.defenses.leak_probe(image, label, **options)
     with pytest.raises(jp.InputError, match="^rows = 3; it must be at least 4"):
         jp.defenses.leak_probe(image[:3], label[:3], num_classes=4)
+
+
+@functools.cache
+def lsp():
+    """LSP at the paper's budget on images with random labels, which therefore tell nothing else."""
+    clean = natural_images(600)
+    label = np.random.default_rng(1).integers(0, CLASSES, len(clean)).astype(np.int32)
+    dataset = jp.Dataset(jnp.asarray(clean), jnp.asarray(label))
+    scenario = jp.Scenario(dataset, dataset, jnp.arange(len(clean)))
+    attack = jp.attacks.lsp(eps=1.304, num_classes=CLASSES)
+    state, _ = jp.run(attack, jax.random.key(0), scenario, num_steps=1)
+    image = np.rint(255 * np.asarray(attack.poison(state, scenario).image)).astype(np.uint8)
+    return jp.Dataset(jnp.asarray(image), dataset.label)
+
+
+def read(image):
+    return jp.defenses.leak_probe(image, lsp().label, num_classes=CLASSES).accuracy
+
+
+def test_lsp_is_read_from_its_images():
+    assert read(lsp().image) > 0.9
+
+
+@pytest.mark.parametrize("purifier", (jp.defenses.grayscale(), jp.defenses.jpeg()))
+def test_gray_and_jpeg_hide_lsp_where_noise_of_the_same_size_does_not(purifier):
+    before = np.asarray(lsp().image, float)
+    purified, _ = jp.defenses.fit_purify(purifier, jax.random.key(0), lsp())
+    rms = np.sqrt(np.mean((purified.image - before) ** 2, axis=(1, 2, 3), keepdims=True))
+    noisy = before + rms * np.random.default_rng(2).normal(size=before.shape)
+    noisy = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    assert read(purified.image) < read(noisy) - 0.15
