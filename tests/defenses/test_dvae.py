@@ -1,5 +1,7 @@
 """D-VAE: its loss in closed form, its stages on networks whose output is known, its promises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,59 +164,81 @@ def test_what_each_epoch_pays():
     np.testing.assert_allclose(info.magnitude, 5e-4 / 3, rtol=0.3)  # (0, 0.01, 0.02)^2
 
 
+@functools.cache
+def whole():
+    return purified(stub(), settings(), pictures())
+
+
+def one_pass(network, dataset, **options):
+    variables = jp.Variables({"w": jnp.zeros(())}, {})
+    return np.asarray(jp.defenses.purified_images(network, variables, dataset, **options))
+
+
+def near(found, want):
+    """But for a level that float32 puts on its edge."""
+    assert np.mean(found == want) > 0.98
+    assert np.max(np.abs(found.astype(int) - want)) <= 1
+
+
 def test_two_stages_subtract_twice_and_reconstruct():
     """13 rows in batches of 5: every row, in order; the second pass sees the subtracted image."""
     dataset = pictures()
     p = np.float32(SHIFT + (np.arange(13) % 3) / 100).reshape(-1, 1, 1, 1)
     value = np.float32(dataset.image) / np.float32(255)
     first = levels(value - p)
-    last = levels(np.float32(first) / np.float32(255) - p)
-    found = purified(stub(), settings(), dataset)
-    assert np.mean(found == last) > 0.98  # a level that float32 puts on its edge may fall
-    assert np.max(np.abs(found.astype(int) - last)) <= 1
-    one = purified(stub(), settings(kld_targets=(1.0,), output="x-p"), dataset)
-    assert np.mean(one == first) > 0.98 and np.max(np.abs(one.astype(int) - first)) <= 1
-    rounded = settings(kld_targets=(1.0,), output="x-p", quant="round")
-    rounded = purified(stub(), rounded, dataset)
+    near(whole(), levels(np.float32(first) / np.float32(255) - p))
+    near(purified(stub(), settings(kld_targets=(1.0,), output="x-p"), dataset), first)
+    rounded = one_pass(stub(), dataset, output="x-p", quant="round", batch_size=5)
     np.testing.assert_array_equal(rounded, levels(value - p, np.round))
-    same = purified(stub(perturbs=False), settings(kld_targets=(1.0,), output="rec", quant="round"),
-                    dataset)  # fmt: skip
+    near(one_pass(stub(), dataset, output="two_stage", batch_size=6), first)
+    same = one_pass(stub(perturbs=False), dataset, output="rec", quant="round", batch_size=20)
     np.testing.assert_array_equal(same, dataset.image)
 
 
 def test_only_the_named_rows_change():
     dataset, rows = pictures(), np.array([12, 3, 5])
     found = purified(stub(), settings(), dataset, rows=rows)
-    whole = purified(stub(), settings(), dataset)
     others = np.setdiff1d(np.arange(13), rows)
     np.testing.assert_array_equal(found[others], dataset.image[others])
-    np.testing.assert_array_equal(found[rows], whole[rows])
+    np.testing.assert_array_equal(found[rows], whole()[rows])
     assert np.any(found[rows] != dataset.image[rows])
+
+
+@functools.cache
+def noisy():
+    """A purifier whose output moves with what is drawn."""
+    return jp.defenses.dvae(stub(noisy=0.5), settings())
 
 
 def test_what_is_drawn():
     """By the key and the row's number: not by the batch; nothing where the code is its mean."""
-    dataset, network = pictures(), stub(noisy=0.5)
-    process = jp.defenses.dvae(network, settings())
-    first, _ = jp.defenses.fit_purify(process, KEY, dataset)
-    again, _ = jp.defenses.fit_purify(process, KEY, dataset)
-    np.testing.assert_array_equal(first.image, again.image)
-    other, _ = jp.defenses.fit_purify(process, jax.random.key(1), dataset)
-    assert np.any(first.image != other.image)
-    larger = purified(network, settings(purify_batch=100), dataset)
-    np.testing.assert_array_equal(first.image, larger)
-    exact = settings(sample_latent=False)
-    np.testing.assert_array_equal(
-        purified(network, exact, dataset), purified(stub(), exact, dataset)
+    dataset = pictures()
+    first, again, other = (
+        np.asarray(jp.defenses.fit_purify(noisy(), key, dataset)[0].image)
+        for key in (KEY, KEY, jax.random.key(1))
     )
-    noise = settings(input_noise_std=0.1)
-    assert np.any(purified(stub(), noise, dataset) != purified(stub(), settings(), dataset))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+    for output in ("x-p", "two_stage"):
+        small, large = (
+            one_pass(stub(noisy=0.5), dataset, key=KEY, output=output, batch_size=size)
+            for size in (5, 100)
+        )
+        np.testing.assert_array_equal(small, large)
+        still = one_pass(stub(noisy=0.5), dataset, output=output)
+        np.testing.assert_array_equal(still, one_pass(stub(), dataset, key=KEY, output=output))
+        assert np.any(still != small)
+    shaken = one_pass(stub(), dataset, key=KEY, output="rec", input_noise_std=0.1)
+    apart = shaken / 255 - dataset.image / 255.0
+    inside = (dataset.image > 80) & (dataset.image < 175)
+    assert 0.08 < np.std(apart[inside]) < 0.12
+    exact = settings(sample_latent=False)
+    np.testing.assert_array_equal(purified(stub(noisy=0.5), exact, dataset), whole())
 
 
 def test_stage_two_learns_from_what_apply_gives_again():
     """Stage one's grey levels are kept; `apply` makes the same ones of the same rows."""
-    dataset, network = pictures(), stub(noisy=0.5)
-    process = jp.defenses.dvae(network, settings())
+    dataset, network, process = pictures(), stub(noisy=0.5), noisy()
     state, _ = jp.run(process, KEY, dataset, num_steps=process.num_steps)
     key = jax.random.key(state.draw)
     image = jp.defenses.purified_images(network, state.other, dataset, key=key, batch_size=7)
@@ -228,7 +252,7 @@ def test_stage_two_learns_from_what_apply_gives_again():
 
 def test_a_run_in_chunks_takes_the_same_steps(tmp_path):
     """Stopped before the border between the stages, and gone on with over it."""
-    process, dataset = jp.defenses.dvae(stub(noisy=0.5), settings()), pictures()
+    process, dataset = noisy(), pictures()
     state, info = jp.run(process, KEY, dataset, num_steps=4)
     options = {"directory": tmp_path, "save_every": 1, "console": Console(quiet=True)}
     jp.run_chunks(process, KEY, dataset, num_steps=1, **options)
