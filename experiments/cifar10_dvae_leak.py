@@ -157,7 +157,7 @@ def _row(work: Work, config: Config, name: str) -> dict[str, Any]:
         return similarity(clean.image, jnp.asarray(image)).psnr
 
     steps = len(clean.label) // min(row.batch, len(clean.label)) * epochs
-    result = {
+    measured = {
         "name": name,
         "images": len(clean.label),
         "classes": row.classes,
@@ -177,7 +177,8 @@ def _row(work: Work, config: Config, name: str) -> dict[str, Any]:
         "magnitude": float(info.magnitude[epochs - 1]),
         "seconds": round(seconds.steps, 1),
     }
-    return result | {"met": judged(result, row.gate, settings.kld_targets)}
+    measured["met"] = judged(measured, row.gate, settings.kld_targets)
+    return measured
 
 
 def judged(row: dict[str, Any], gate: dict[str, float], targets: tuple[float, ...]) -> dict:
