@@ -135,6 +135,30 @@ def inversion_row(work: crafting.Inversion, precision: Any, repeats: int) -> dic
     return row | {"images_per_s": {n: float(f"{rate:.6g}") for n, rate in rates.items()}}
 
 
+def noise(precision: Any, repeats: int, smoke: bool) -> list[dict[str, Any]]:
+    """Rounds of error-minimizing noise for a head on a frozen extractor."""
+    accelerator = jax.default_backend() != "cpu"
+    found = crafting.noise(smoke=smoke, accelerator=accelerator)
+    return [noise_row(problem, precision, repeats) for problem in found]
+
+
+def noise_row(problem: Any, precision: Any, repeats: int) -> dict[str, Any]:
+    """One problem: ours and the baselines of that precision."""
+    attack, scenario = crafting.frozen_noise(problem, precision.dtype)
+    state = jax.jit(attack.init)(jax.random.key(0), scenario)
+    start = jax.device_get(crafting.with_head(state))
+    ours = running(attack, scenario, 1, precision, state)
+
+    def baseline(how):
+        from benchmarks.torch_baselines import steps
+
+        found = steps.error_minimizing(problem, start, scenario, steps.Baseline(**how), frozen=True)
+        return functools.partial(bench_step.waited, lambda: found.step()[0], steps.wait)
+
+    found = bench_step.compare(ours, baseline, precision, repeats)
+    return described(problem, "noise for a head", precision, 1, found)
+
+
 def described(problem: Any, work: str, precision: Any, steps: int, found: Any) -> dict[str, Any]:
     """A row: what was measured, and how many of it a second."""
     rates = {n: 1e3 * steps / t["wall_ms"]["median"] for n, t in found["times"].items()}
@@ -188,7 +212,13 @@ def several(step: Any, count: int) -> Any:
     return taken
 
 
-PARTS = {"canceling": canceling, "solving": solving, "inversion": inversion, "sweep": sweep}
+PARTS = {
+    "canceling": canceling,
+    "solving": solving,
+    "inversion": inversion,
+    "noise": noise,
+    "sweep": sweep,
+}
 """What is measured: (precision, repeats, smoke) -> rows."""
 
 

@@ -23,13 +23,16 @@ __all__ = [
     "Solving",
     "attack",
     "canceling",
+    "frozen_noise",
     "head",
     "inversion",
     "matching",
+    "noise",
     "scenario",
     "solve",
     "solving",
     "sweep",
+    "with_head",
 ]
 
 RATE, BETA = 1e-3, 0.25
@@ -163,6 +166,42 @@ def matching(work: Inversion, dtype: Any = jnp.float32) -> tuple[Attack, Scenari
     )  # fmt: skip
     own = jax.jit(head.init)(jax.random.key(2))
     return attack, given._replace(aux=victims.join_head(given.aux, own))
+
+
+def noise(*, smoke: bool, accelerator: bool) -> list[problems.Problem]:
+    """Heads on the small CNN, on an accelerator on ResNet-18 too."""
+    if smoke:
+        return [problems.small_cnn("avg", (4, 4, 1), 4, (2,))]
+    found = [problems.small_cnn("avg", (28, 28, 1), 128, (32, 64, 128))]
+    return [*found, problems.resnet18((32, 32, 3), 512)] if accelerator else found
+
+
+def frozen_noise(problem: problems.Problem, dtype: Any = jnp.float32) -> tuple[Attack, Scenario]:
+    """One round of noise for a head: a head update, a sign step on every image, the stop test."""
+    extractor, given = problem.victim(dtype), problems.scenario(problem)
+    known = jax.jit(extractor.init)(jax.random.key(1))
+    image = jax.ShapeDtypeStruct((1, *problem.image_shape), jnp.float32)
+    width = jax.eval_shape(extractor.features, known, image).shape[1]
+    head = models.logistic_regression((1, 1, width), problems.NUM_CLASSES)
+    attack = attacks.frozen_error_minimizing(
+        extractor, head, num_classes=problems.NUM_CLASSES, eps=problems.EPS, train_steps=1,
+        sweep_steps=1, step_size=problems.STEP_SIZE, stop_error=0.0,
+        tx=problems.optimizer(problems.SURROGATE), batch_size=problem.batch,
+    )  # fmt: skip
+    own = jax.jit(head.init)(jax.random.key(2))
+    return attack, given._replace(aux=victims.join_head(known, own))
+
+
+def with_head(state: Any) -> Variables:
+    """The extractor of a state of that attack with its head as last layer, for the baseline."""
+    whole, (own,) = state.phi.stats["extractor"], state.phi.params.values()
+    (last,) = (name for name, layer in whole.params.items() if _is_like(layer, own))
+    return Variables(whole.params | {last: own}, whole.stats)
+
+
+def _is_like(layer: Any, head: Any) -> bool:
+    shapes = [jax.tree.map(jnp.shape, one) for one in (layer, head)]
+    return shapes[0] == shapes[1]
 
 
 def sweep(*, smoke: bool) -> list[Canceling]:

@@ -61,6 +61,29 @@ def test_a_matching_step_is_that_of_torch(torch_side, quick_compile):
         np.testing.assert_allclose(value, state.image, atol=1e-2 * settings.RATE)
 
 
+def test_noise_for_a_head_is_that_of_torch(torch_side, quick_compile):
+    from benchmarks.torch_baselines import steps
+
+    problem = problems.small_cnn("avg", (4, 4, 1), 4, (2,))
+    attack, scenario = settings.frozen_noise(problem)
+    state = jax.jit(attack.init)(jax.random.key(0), scenario)
+    start = settings.with_head(state)
+    baselines = [
+        steps.error_minimizing(problem, start, scenario, how, frozen=True) for how in torch_side[1]
+    ]
+    step = jax.jit(attack.step)
+    for _ in range(3):
+        state, info = step(jax.random.key(0), state, scenario)
+        for baseline in baselines:
+            loss, error = baseline.step().tolist()
+            assert loss == pytest.approx(float(info.outer_loss), rel=1e-4)
+            assert error == pytest.approx(float(info.error))
+    for baseline in baselines:
+        delta = baseline.delta().permute(0, 2, 3, 1).numpy()
+        assert np.abs(delta).max() > problems.STEP_SIZE
+        np.testing.assert_allclose(delta, state.theta, atol=1e-4 * problems.STEP_SIZE + 1e-7)
+
+
 @pytest.mark.parametrize("method", ["Hessian products", "cg", "normal_cg"])
 def test_a_solve_is_that_of_torch(method, torch_side, quick_compile):
     indiscriminate, forms = torch_side

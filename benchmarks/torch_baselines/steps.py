@@ -75,11 +75,13 @@ def training(problem: Any, variables: Any, batch: Any, how: Baseline) -> Running
       how: the baseline.
     """
     model, images, label = _setup(problem, variables, batch.image, batch.label, how)
-    update = _updater(model, problems.TRAIN, how)
+    update = _updater(model, problems.TRAIN, how, list(model.parameters()))
     return Running(lambda: update(images, label), model)
 
 
-def error_minimizing(problem: Any, variables: Any, scenario: Any, how: Baseline) -> Running:
+def error_minimizing(
+    problem: Any, variables: Any, scenario: Any, how: Baseline, *, frozen: bool = False
+) -> Running:
     """One EM round on the scenario's B rows: surrogate update, sign step, stop test.
 
     Args:
@@ -87,11 +89,17 @@ def error_minimizing(problem: Any, variables: Any, scenario: Any, how: Baseline)
       variables: the surrogate's Variables to start from.
       scenario: the library's Scenario, all rows of which may change.
       how: the baseline.
+      frozen: whether the last layer alone is trained, all else in eval mode.
     """
     pixels = np.asarray(scenario.train.image, np.float32) / 255
     model, clean, label = _setup(problem, variables, pixels, scenario.train.label, how)
-    update = _updater(model, problems.SURROGATE, how)
     weights = list(model.parameters())
+    if frozen:
+        last = list(model.children())[-1]
+        weights = list(last.parameters())
+        model.requires_grad_(False)
+        last.requires_grad_(True)
+    update = _updater(model, problems.SURROGATE, how, weights, train=not frozen)
     noise = [torch.zeros_like(clean)]
 
     def step():
@@ -148,14 +156,13 @@ def _setup(problem, variables, image, label, how):
     return model, images, torch.tensor(np.asarray(label), dtype=torch.long, device=device)
 
 
-def _updater(model, rule, how):
-    weights = list(model.parameters())
+def _updater(model, rule, how, weights, *, train=True):
     optimizer = torch.optim.SGD(
         weights, lr=rule.rate, momentum=rule.momentum, weight_decay=rule.decay
     )
 
     def update(images, label):
-        model.train()
+        model.train(train)
         with precision(how, images.device):
             loss = F.cross_entropy(model(images).float(), label)
         optimizer.zero_grad(set_to_none=True)

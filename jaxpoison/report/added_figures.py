@@ -14,6 +14,7 @@ __all__ = ["Shown", "points", "reach", "residuals"]
 
 COLUMNS = 8
 MOST_ROWS = 16
+MOST_INSIDE, LEGEND_COLUMNS = 8, 3  # lines with a legend inside the panel; columns of one below it
 
 
 class Shown(NamedTuple):
@@ -93,8 +94,14 @@ def residuals(path: pathlib.Path, record: dict[str, Any]) -> None:
             label = None if k else "inversion begins"
             axis.axvline(last, color="#777777", linestyle=":", linewidth=1.2, label=label)
         axis.set_yscale("log")
-        axis.legend(fontsize=7, frameon=False)
         _dress(axis, "step", "||r||")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "ncols": LEGEND_COLUMNS}
+        axis.legend(fontsize=7, frameon=False, **(below if len(lines) > MOST_INSIDE else {}))
+    most = max(len(lines) for lines in panels.values())
+    if most > MOST_INSIDE:
+        width, height = figure.get_size_inches()
+        rows = -(-len(panels) // 3)
+        figure.set_size_inches(width, height + 0.17 * rows * (most // LEGEND_COLUMNS + 1))
     save(figure, path)
 
 
