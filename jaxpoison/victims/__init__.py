@@ -68,7 +68,7 @@ from jaxpoison.victims.learner import learner
 from jaxpoison.victims.online import poisoned_online
 from jaxpoison.victims.paired import Paired, mcnemar, paired, sign_test, wilcoxon
 from jaxpoison.victims.pretrain import pretrain
-from jaxpoison.victims.probe import Probe, linear_probe
+from jaxpoison.victims.probe import Probe, linear_probe, linear_separability
 from jaxpoison.victims.recipe import Recipe
 from jaxpoison.victims.similarity import Similarity, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
@@ -141,6 +141,7 @@ __all__ = [
     "judge_streamed",
     "learner",
     "linear_probe",
+    "linear_separability",
     "linear_transfer",
     "load",
     "logits",

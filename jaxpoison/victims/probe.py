@@ -1,18 +1,21 @@
-"""How much features tell: a linear classifier on them, trained to convergence."""
+"""How much features, or the noise of a poison, tell: linear classifiers on them."""
 
 import functools
+import warnings
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
 
 from jaxpoison import check, models
-from jaxpoison.types import Dataset, Split, Victim, as_float
+from jaxpoison.types import Dataset, InputError, Split, Victim, as_float
 from jaxpoison.victims.convergence import Solved, ToConvergence, converge
 from jaxpoison.victims.evaluate import accuracy
 from jaxpoison.victims.extract import Extractor, extract
 
-__all__ = ["Probe", "linear_probe"]
+__all__ = ["Probe", "linear_probe", "linear_separability"]
 
 
 class Probe(NamedTuple):
@@ -73,6 +76,48 @@ def linear_probe(
     found, solved = converge(head, start, train, settings, num_clean=len(train.label))
     scores = [float(accuracy(head, found, data)) for data in (test, train)]
     return Probe(scores[0], scores[1], solved)
+
+
+def linear_separability(
+    delta: Float[np.ndarray, "n h w c"] | Float[jax.Array, "n h w c"],
+    label: Int[np.ndarray, " n"] | Int[jax.Array, " n"],
+    *,
+    max_iter: int = 1000,
+) -> float:
+    """How much of the noise of a poison a linear classifier tells apart by class.
+
+    Every delta is flattened and scaled to a root mean square of 1 (one of zeros stays so);
+    scikit-learn's logistic regression with its defaults (L2, C 1, L-BFGS) is fitted to all of them.
+    1 is what availability poisons come near; with fewer images than pixels any noise does.
+
+    Args:
+      delta: [N, H, W, C] change of the images, of any size.
+      label: [N], at least two classes.
+      max_iter: of L-BFGS.
+
+    Returns: accuracy on the same rows, a fraction.
+    Errors: InputError for other shapes, values that are not finite, or a single class.
+    Source: Yu et al. 2022, section 3, and released code.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    check.at_least(1, max_iter=max_iter)
+    noise, label = np.asarray(delta, np.float64), np.asarray(label)
+    if noise.ndim != 4 or label.shape != noise.shape[:1]:
+        raise InputError(
+            f"delta {noise.shape} and label {label.shape} must be [N, H, W, C] and [N]"
+        )
+    if not np.isfinite(noise).all():
+        raise InputError("delta has values that are not finite")
+    if len(np.unique(label)) < 2:
+        raise InputError("label names a single class; at least two are needed")
+    flat = noise.reshape(len(noise), -1)
+    size = np.sqrt(np.mean(flat**2, axis=1, keepdims=True))
+    flat = flat / np.where(size > 0, size, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy stands by then
+        return float(LogisticRegression(max_iter=max_iter).fit(flat, label).score(flat, label))
 
 
 def _rows(extractor: Extractor | None, dataset: Dataset, batch_size: int) -> Dataset:
