@@ -7,8 +7,8 @@ library's own search, unless a file of others is named: the published list is no
 noise of the same L2 norm is a comparison of ours.
 Expected (README of that code, no defense): clean 94.7, AR 13.3; the paper's README prints 11.8.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
-Device: one accelerator, estimated 15 minutes there; not made for a CPU, where --scale small shows
-the effect in minutes and reproduces nothing.
+Device: one accelerator, estimated 15 minutes there; not made for a CPU. --scale small shows no
+effect: measured, small_cnn, 4,000 images, 3 victims, 46.9 % beside 47.4 of random noise.
 
     python -m experiments.cifar10_autoregressive --data-dir DATA_DIR
 """
@@ -58,7 +58,9 @@ def main(config: Config) -> dict:
         num_classes=10,
         coefficients=coefficients,
         budget=budget,
-        expect=config.expect("below 25: noise that one convolution can read", "below 40"),
+        expect=config.expect(
+            "below 25: noise that one convolution can read", "no effect: too small a net"
+        ),
     )
     iss = "Image Shortcut Squeezing README, ResNet-18, 60 epochs"
     paper = "Sandoval-Segura et al. 2022, README, ResNet-18, 100 epochs"
