@@ -16,8 +16,6 @@ from jaxpoison.types import Batch, Dataset, Purifier, Variables, as_float
 
 __all__ = ["lfu", "orthogonal_projection"]
 
-BLOCK = 1000  # images projected at a time
-
 
 def orthogonal_projection(
     *,
@@ -109,10 +107,6 @@ def _projected(variables: Variables, image: Num[Array, "n h w c"]) -> Float[Arra
     columns = kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
     basis, _ = jnp.linalg.qr(columns)
 
-    def project(one):
-        x = as_float(one).reshape(-1)
-        part = jnp.matmul(basis.T, x, precision=lax.Precision.HIGHEST)
-        x = x - jnp.matmul(basis, part, precision=lax.Precision.HIGHEST)
-        return x.reshape(one.shape)
-
-    return lax.map(project, image, batch_size=BLOCK)
+    x = as_float(image).reshape(len(image), -1)
+    part = jnp.matmul(x, basis, precision=lax.Precision.HIGHEST)
+    return (x - jnp.matmul(part, basis.T, precision=lax.Precision.HIGHEST)).reshape(image.shape)
