@@ -4,11 +4,12 @@
 
 About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
 forms, steps of generator attacks, crafting of gradient matching, attacks by added points,
-unrolling.
+training-time defenses, unrolling.
 """
 
 from benchmarks import (
     bench_conv,
+    bench_defenses,
     bench_generator,
     bench_indiscriminate,
     bench_mapping,
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
     timed = (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching)
-    for benchmark in (*timed, bench_indiscriminate):
+    for benchmark in (*timed, bench_indiscriminate, bench_defenses):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

@@ -303,6 +303,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "step": _step,
     "conv": _conv,
     "mapping": _mapping,
+    "defenses": _mapping,
     "unroll": _unroll,
     "generator": _generator,
     "matching": _matching,

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import (
     accelerator,
     bench_conv,
+    bench_defenses,
     bench_mapping,
     bench_step,
     bench_unroll,
@@ -143,6 +144,17 @@ def test_bench_mapping_measures_seeds_arms_and_devices(quick_compile):
     (spread,) = bench_mapping.devices(smoke=True, only="mlp")
     assert {n: c["members"] for n, c in spread["per_device"].items()} == {"1": 4, "4": 1}
     assert all(c["messages"] == 0 for c in spread["per_device"].values())
+
+
+def test_bench_defenses_compares_every_form_with_the_plain_step(quick_compile, monkeypatch):
+    kept = {f: bench_defenses.FORMS[f] for f in ("plain", "mixup")}
+    monkeypatch.setattr(bench_defenses, "FORMS", kept)
+    content = bench_defenses.measure(1, smoke=True, only="small")
+    (row,) = content["rows"]
+    assert row["against"] == "plain" and set(row["ratio"]) == set(row["times"]) - {"plain"}
+    assert any("| mixup |" in line for line in tables.markdown(content))
+    with pytest.raises(InputError, match="no problem's name contains 'vgg'"):
+        bench_defenses.measure(1, only="vgg")
 
 
 def test_bench_unroll_shows_what_remat_saves_and_costs(quick_compile):

@@ -29,6 +29,7 @@ __all__ = [
     "deepconfuse_mnist",
     "deepconfuse_monitor",
     "dvae",
+    "dvae_adversarial",
     "gue",
     "gue_adversarial_monitor",
     "gue_monitor",
@@ -48,6 +49,7 @@ __all__ = [
     "tap_surrogate",
     "tap_victim",
     "tgda",
+    "ueraser",
     "witches_brew",
     "witches_brew_basic",
     "witches_brew_fast",
@@ -83,6 +85,15 @@ def dvae(*, epochs: int = 60) -> Recipe:
         clip_norm=5.0,
         drop_last=True,
     )
+
+
+def dvae_adversarial(*, epochs: int = 100) -> Recipe:
+    """Yu et al. 2024, adversarial training: PGD-10 at 8/255, x 0.1 at 3/4 and 9/10.
+
+    Their start of the attack is x + 2/255 N(0, I); here it is uniform in the ball.
+    """
+    recipe = _common(epochs, "D-VAE code, adversarial training")
+    return _steps(dataclasses.replace(recipe, adversarial="pgd"), (3, 4), (9, 10))
 
 
 def iss(*, epochs: int = 60) -> Recipe:
@@ -303,6 +314,16 @@ def deepconfuse_monitor(*, epochs: int = 1, batch_size: int = 64) -> Recipe:
     two-class ImageNet.
     """
     return Recipe(epochs, batch_size, 0.01, momentum=0.0, source="DeepConfuse code")
+
+
+def ueraser(*, epochs: int = 200) -> Recipe:
+    """Qin et al. 2023, victims under `defenses.ueraser`: rate 0.01, x 0.1 at 1/2 and 3/4.
+
+    Their loader does not shuffle; here every epoch is. Its README has the rate 0.1.
+    """
+    recipe = _common(epochs, "UEraser code, LSP/cifar_train.py")
+    recipe = dataclasses.replace(recipe, learning_rate=0.01, drop_last=True)
+    return _steps(recipe, (1, 2), (3, 4))
 
 
 def witches_brew(

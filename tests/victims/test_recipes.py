@@ -107,7 +107,21 @@ GREY = {"mean": (0.1306638,), "std": (0.3081078,)}
 PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of the first one's
     ("dvae", {}, 60, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
     ("dvae", {"epochs": 100}, 100, COMMON | {"clip_norm": 5.0, "drop_last": True}, "cosine"),
+    (
+        "dvae_adversarial",
+        {},
+        100,
+        COMMON | {"adversarial": "pgd", "adversarial_eps": 8 / 255, "adversarial_steps": 10},
+        {75: 0.1, 90: 0.01},
+    ),
     ("iss", {}, 60, COMMON, "cosine"),
+    (
+        "ueraser",
+        {},
+        200,
+        COMMON | {"learning_rate": 0.01, "drop_last": True},
+        {100: 0.1, 150: 0.01},
+    ),
     ("bridgepure", {}, 120, COMMON, {80: 0.1, 100: 0.01}),
     (
         "bridgepure_adversarial",
