@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpoison import hosts
+from jaxpoison import hosts, hypergrad
+from jaxpoison.attacks import FeatureTargetedState
 from jaxpoison.data import poisoned
 from jaxpoison.data.manifest import tree_sha256
 from jaxpoison.report.added_arms import AddedArm
@@ -16,7 +17,7 @@ from jaxpoison.report.added_reach import reachable
 from jaxpoison.report.added_sides import Side
 from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Key, Scenario, Variables, Victim
-from jaxpoison.victims import assess, interval, split_head
+from jaxpoison.victims import Extractor, assess, interval, split_head
 
 __all__ = ["Crafted", "craft", "gathered", "label_of", "progress"]
 
@@ -120,6 +121,8 @@ def craft(
         "values": _values(stored.manifest.measured),
         **progress(info, target is not None),
     }
+    if isinstance(state, FeatureTargetedState) and (frozen := side.player.extractor):
+        facts["inversion"] = _inversion(frozen, side, one, state, stored, scenario)
     if target is not None:
         victim, own, space = _head_of(side, one, target)
         if victim is not None:
@@ -162,6 +165,38 @@ def _head_of(side: Side, one: AddedArm, target: Variables) -> tuple[Victim | Non
     return side.player.victim, split_head(target)[1] if joined else target, "features"
 
 
+def _inversion(
+    extractor: Extractor,
+    side: Side,
+    one: AddedArm,
+    state: FeatureTargetedState,
+    stored: poisoned.Poisoned,
+    scenario: Scenario,
+) -> dict[str, float]:
+    """The third stage of a feature-targeted attack, judged on the images of the poison folder."""
+    found = _judged(
+        extractor.victim,
+        side.player.victim,
+        one.settings["weight"],
+        one.settings["batch_size"],
+        extractor.variables,
+        state.feature,
+        jnp.asarray(stored.dataset.image),
+        scenario,
+    )
+    return {name: float(value) for name, value in found._asdict().items()}
+
+
+@jax.jit(static_argnums=(0, 1, 2, 3))
+def _judged(victim, head, weight, batch_size, variables, feature, image, scenario):
+    """`hypergrad.inversion_error`, compiled once for all attack keys."""
+    seen = Extractor(victim, variables)
+    return hypergrad.inversion_error(
+        seen, head, feature.phi, feature.theta, image, scenario, weight=weight,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
 def _values(measured: dict[str, Any]) -> dict[str, float] | None:
     names = ("value_low", "value_high", "clean_low", "clean_high")
     found = {name: measured[name] for name in names if name in measured}
@@ -197,8 +232,8 @@ def gathered(found: list[dict[str, Any]]) -> dict[str, Any]:
     Args:
       found: by attack key, the `added` entries of one follower.
 
-    Returns: {target_accuracy, residual and feature_error at the last step, distance (mean over
-      victims)}, those that there are.
+    Returns: {target_accuracy, residual and feature_error at the last step, those of `inversion`
+      (`inversion_feature_error` ...), distance (mean over victims)}, those that there are.
     """
     take = {
         "target_accuracy": lambda one: one.get("target_accuracy"),
@@ -206,6 +241,8 @@ def gathered(found: list[dict[str, Any]]) -> dict[str, Any]:
         "feature_error": lambda one: (one.get("feature_error") or {}).get("last"),
         "distance": lambda one: (one.get("distance") or {}).get("mean"),
     }
+    for name in hypergrad.InversionError._fields:
+        take[f"inversion_{name}"] = lambda one, name=name: one.get("inversion", {}).get(name)
     values = {
         name: [value for entry in found if (value := one(entry)) is not None]
         for name, one in take.items()

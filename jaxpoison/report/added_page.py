@@ -22,7 +22,9 @@ def cells(entry: dict[str, Any]) -> dict[str, Cell]:
     drop, found = added.get("drop"), added.get("reach")
     ends, apart = added.get("residual") or {}, added.get("distance")
     target, values = added.get("target_accuracy"), added.get("values")
-    error = added.get("feature_error") or {}
+    error = added.get("inversion", {}).get("feature_error")  # of the stored images
+    if error is None:
+        error = (added.get("feature_error") or {}).get("last")
     mean, _, interval = added_tables.points(drop).partition(" ") if drop else ("", "", "")
     return {
         "points": number(added.get("num_added"), "{:d}"),
@@ -36,7 +38,7 @@ def cells(entry: dict[str, Any]) -> dict[str, Cell]:
         "distance": number(apart["mean"] if apart else None, "{:.3g}"),
         "most |x|": Cell(added_tables.largest(values)),
         "clean": Cell(added_tables.largest(values, "clean")),
-        "feature error": number(error.get("last"), "{:.3g}"),
+        "feature error": number(error, "{:.3g}"),
     }
 
 

@@ -25,9 +25,13 @@ An arm of a run with added points has besides `added` =
                conditions} | null (no linear head),
      (of TGDA) solve {residual {first, last, steps, curve}, iterations}: relative residual of its
         linear systems, mean number of iterations,
-     (of an attack that matches features) feature_error {first, last, steps, curve},
+     (of a feature-targeted attack)
+        feature_error {first, last, steps, curve} (over the steps, before rounding),
+        inversion {residual_features, residual_images, feature_error, distance}: of the images as
+           they are stored, see `hypergrad.InversionError`,
      (of several attack keys; all else here is of the first) craft_seeds {target_accuracy, residual,
-        feature_error, distance: those that there are, intervals over keys, at the last step},
+        feature_error, inversion_residual_images and the like, distance: those that there are,
+        intervals over keys, at the last step},
      (of the player's reference follower, where it has filters)
         filters {name: {removed, true_positive_rate, false_positive_rate, precision, auc,
                         final_accuracy | null (nothing was left),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxpoison import check, data
 from jaxpoison.data.manifest import MANIFEST, read_manifest
+from jaxpoison.hypergrad import InversionError
 from jaxpoison.report import record
 from jaxpoison.types import InputError
 
@@ -188,6 +189,10 @@ def _check_added(name: str, value: Any) -> None:
         curve = value.get(key, {"first": 0, "last": 0, "steps": [], "curve": []})
         sound = isinstance(curve, dict) and _number(curve.get("first"))
         _need(sound and _number(curve.get("last")), f"{name}.{key}")
+    if "inversion" in value:
+        judged = value["inversion"]
+        sound = isinstance(judged, dict) and set(InversionError._fields) <= judged.keys()
+        _need(sound and all(map(_number, judged.values())), f"{name}.inversion")
     if found is not None:
         sound = isinstance(found, dict) and found.get("reachable") in (True, False, None)
         _need(sound and (found.get("tau") is None or _number(found["tau"])), f"{name}.reach")

@@ -271,6 +271,30 @@ def test_features_are_attacked_and_filtered_as_followers_see_them(tmp_path):
         assert 12 * found["true_positive_rate"] + 48 * found["false_positive_rate"] == 12
 
 
+def test_an_inversion_is_judged_on_the_stored_images(tmp_path):
+    """Grey levels, not the attack's floats: the oracle reads the poison folder."""
+    body = jp.models.mlp(small_added.SHAPE, 3, hidden=(5,), batch_norm=False)
+    frozen = Extractor(body, body.init(jax.random.key(3)))
+    head = jp.models.logistic_regression((1, 1, 5), 3, bias=False)
+    one = added_arm(
+        jp.attacks.feature_targeted, body, head, corruption=None,
+        cancel_steps=1, match_steps=1, match_rate=0.05, constraint=Constraint("box"), expect="",
+    )  # fmt: skip
+    players = {"": Player(head, lbfgs(), "lbfgs", frozen)}
+    options = {"shares": (0.25,), "craft_seeds": 2}
+    record = small_added.run(tmp_path, players=players, own={"m": one}, main="m", **options)
+    added = record["arms"]["lbfgs/m share=0.25"]["added"]
+    stored = poisoned.read(tmp_path / "small" / "default" / "poison" / "m share=0.25")
+    base = small_added.split().train.image[stored.source_rows]
+    away = np.linalg.norm((stored.dataset.image / 255.0 - base / 255.0).reshape(12, -1), axis=1)
+    assert added["inversion"]["distance"] == pytest.approx(away.mean(), rel=1e-5)
+    floats = added["feature_error"]["last"]  # one step earlier, not rounded
+    assert added["inversion"]["feature_error"] != pytest.approx(floats, rel=1e-4)
+    assert added["inversion"]["residual_features"] < added["residual"]["first"]
+    seeds = added["craft_seeds"]["inversion_feature_error"]["values"]
+    assert seeds[0] == added["inversion"]["feature_error"] and len(seeds) == 2
+
+
 def test_help_and_command_line_know_only_settings_that_mean_something(monkeypatch, capsys):
     for words, text in (["--help"], "--shares"), (["--share", "0.5"], "Unrecognized options"):
         monkeypatch.setattr("sys.argv", ["x", *words])
@@ -289,6 +313,7 @@ def test_help_and_command_line_know_only_settings_that_mean_something(monkeypatc
         (("constraint",), {"kind": 3}, "added.constraint"),
         (("reach", "tau"), "none", "added.reach"),
         (("residual", "last"), None, "added.residual"),
+        (("inversion",), {"distance": 1.0}, "added.inversion"),
         (("filters",), {"loss": {"auc": "high"}}, "added.filters"),
     ],
 )
