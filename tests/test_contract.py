@@ -126,6 +126,17 @@ def confuse(eps):
 SMALL = {"num_classes": CLASSES, "batch_size": 5}
 SEP = {**SMALL, "step_size": 0.06}
 EM = {**SMALL, "train_steps": 2, "sweep_steps": 2, "step_size": 0.06, "stop_error": 0.0}
+REM = {
+    "adversarial_eps": 0.05,
+    "adversarial_step": 0.02,
+    "step_size": 0.06,
+    "steps": 3,
+    "noise_steps": 2,
+    "draws": 2,
+    "adversarial_steps": 1,
+    "augment": jp.data.augment.flip(),
+    "batch_size": 5,
+}
 GUE = {"batch_size": 5, "inner_steps": 2, "norm_updates": 12, "select_every": 0}
 THREE = jp.attacks.Crafting(steps=3)
 BATCHES = jp.attacks.Crafting(steps=3, batch_size=6)
@@ -160,6 +171,9 @@ ATTACKS = {  # name: (factory of eps, norm, eps); None where the image box is th
     "hypocritical": (
         lambda e: jp.attacks.hypocritical(victim(), eps=e, step_size=0.06, batch_size=5),
         "linf", 0.1,
+    ),
+    "robust_error_minimizing": (
+        lambda e: jp.attacks.robust_error_minimizing(linear(), eps=e, **REM), "linf", 0.1,
     ),
     "self_ensemble": (
         lambda e: jp.attacks.self_ensemble(linear(), eps=e, checkpoints=2, **SEP), "linf", 0.1,

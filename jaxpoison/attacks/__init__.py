@@ -62,6 +62,7 @@ from jaxpoison.attacks.unlearnable.hypocritical import hypocritical
 from jaxpoison.attacks.unlearnable.lsp import lsp
 from jaxpoison.attacks.unlearnable.one_pixel import one_pixel
 from jaxpoison.attacks.unlearnable.random_noise import random_noise
+from jaxpoison.attacks.unlearnable.robust_error_minimizing import robust_error_minimizing
 from jaxpoison.attacks.unlearnable.self_ensemble import feature_alignment, self_ensemble
 from jaxpoison.attacks.witches_brew import BREWS, Brew
 
@@ -116,6 +117,7 @@ __all__ = [
     "poisoned_features",
     "random_noise",
     "random_points",
+    "robust_error_minimizing",
     "save_generator",
     "scale_target",
     "self_ensemble",

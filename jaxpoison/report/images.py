@@ -31,6 +31,7 @@ RECIPES = {
     "gue": recipes.gue,
     "gue_adversarial": recipes.gue_adversarial,
     "hypocritical": recipes.hypocritical,
+    "rem": recipes.rem,
     "deepconfuse_cifar10": recipes.deepconfuse_cifar10,
     "deepconfuse_mnist": recipes.deepconfuse_mnist,
     "poisoning_benchmark": recipes.poisoning_benchmark,

@@ -44,6 +44,7 @@ __all__ = [
     "ops",
     "poisoning_benchmark",
     "poisoning_benchmark_transfer",
+    "rem",
     "sep_surrogate",
     "small",
     "tap_surrogate",
@@ -191,6 +192,22 @@ def metapoison(*, epochs: int = 200) -> Recipe:
         momentum=0.0,
         source="MetaPoison code",
     )
+
+
+def rem(*, epochs: int = 102, eps: float = 4 / 255) -> Recipe:
+    """Fu et al. 2022: victims on PGD-10 examples, step eps / 5; rate x 0.1 at 2/5 and 4/5.
+
+    The code counts updates: 40,000 of 128 rows, x 0.1 every 16,000, of which epochs are rounded.
+    """
+    recipe = dataclasses.replace(
+        _common(epochs, "REM code, README, adversarial training"),
+        mean=(0.5, 0.5, 0.5),
+        std=(1.0, 1.0, 1.0),
+        adversarial="pgd",
+        adversarial_eps=eps,
+        adversarial_step=eps / 5,
+    )
+    return _steps(recipe, (2, 5), (4, 5))
 
 
 def sep_surrogate(*, epochs: int = 120) -> Recipe:

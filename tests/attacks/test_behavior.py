@@ -122,6 +122,31 @@ def test_self_ensemble(factory, options):
     assert retrained(image).mean < noise(EPS, "linf").mean - 0.4
 
 
+def grey(data):
+    """Far from the box, where half of a random start would be cut away."""
+    image = np.rint(89 + 0.3 * np.asarray(data.image)).astype(np.uint8)
+    return jp.Dataset(jnp.asarray(image), data.label)
+
+
+def test_robust_error_minimizing():
+    """On grey digits at eps 0.1. Measured: noise 0.87 to 0.91, REM 0.61 to 0.65."""
+    train, test = grey(split().train), grey(split().test)
+    data = jp.Scenario(train, train, scenario().index)
+    network = jp.models.mlp((8, 8, 1), 10, hidden=(64,), batch_norm=False, logits_norm=False)
+    settings = {"adversarial_eps": 0.03, "adversarial_step": 0.02, "adversarial_steps": 2}
+    settings |= {"step_size": 0.04, "noise_steps": 5, "draws": 1, "batch_size": 64}
+    rem = jp.attacks.robust_error_minimizing(
+        network, eps=0.1, steps=150, augment=jp.data.augment.compose(), **settings
+    )
+    found = []
+    for attack in (jp.attacks.random_noise(eps=0.1), rem):
+        state, _ = jp.run(attack, KEY, data, num_steps=attack.num_steps or 1)
+        poisoned = jp.Dataset(stored(attack.poison(state, data).image), train.label)
+        _, info = jp.run(training(), jax.random.key(9), jp.Split(poisoned, test), num_steps=EPOCHS)
+        found.append(np.asarray(info.test_accuracy[-1]))
+    assert max(found[1]) < min(found[0]) - 0.1, found
+
+
 def robust(seeds, eps):
     """Training on PGD examples of that radius."""
     recipe = jp.victims.recipes.small(epochs=EPOCHS)

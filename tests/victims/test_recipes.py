@@ -172,6 +172,15 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         {75: 0.1, 90: 0.01},
     ),
     (
+        "rem",
+        {},
+        102,
+        COMMON
+        | {"mean": (0.5,) * 3, "std": (1.0,) * 3, "adversarial": "pgd", "adversarial_eps": 4 / 255}
+        | {"adversarial_step": 4 / 255 / 5, "adversarial_steps": 10},
+        {40: 0.1, 81: 0.01},
+    ),
+    (
         "hypocritical_surrogate",
         {},
         10,
