@@ -4,7 +4,7 @@
 
 About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
 forms, steps of generator attacks, crafting of gradient matching, attacks by added points,
-training-time defenses, unrolling.
+training-time defenses, D-VAE, unrolling.
 """
 
 from benchmarks import (
@@ -14,6 +14,7 @@ from benchmarks import (
     bench_indiscriminate,
     bench_mapping,
     bench_matching,
+    bench_purify,
     bench_step,
     bench_unroll,
     harness,
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
     timed = (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching)
-    for benchmark in (*timed, bench_indiscriminate, bench_defenses):
+    for benchmark in (*timed, bench_indiscriminate, bench_defenses, bench_purify):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

@@ -75,6 +75,25 @@ def _step(record: dict[str, Any]) -> list[str]:
     return _ruled(rows)
 
 
+def _purify(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| problem, batch, precision | work | against | wall, ours / theirs | CPU, ours / theirs "
+        "| ours, images/s | theirs, images/s | compile, s | temp, MiB |"
+    ]
+    for row in record["rows"]:
+        cost, rates = row["cost"][OURS], row["images_per_s"]
+        what = f"{row['problem']}, {row['batch']}, {row['precision']} | {row['work']}"
+        tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {rates[OURS]:.0f} | - | {tail}")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            rows.append(
+                f"| {what} | {other} | {ratios} | {rates[OURS]:.0f} | {rates[other]:.0f} | {tail}"
+            )
+    return _ruled(rows)
+
+
 def _conv(record: dict[str, Any]) -> list[str]:
     """One table per set of forms; cells are library / form, CPU and wall."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -308,6 +327,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "generator": _generator,
     "matching": _matching,
     "indiscriminate": _indiscriminate,
+    "purify": _purify,
 }
 OF_PARTS = {
     "epoch_resnet18": _epoch,
