@@ -1,21 +1,26 @@
 """Feature-targeted poisoning of a frozen extractor on scanned digits, stage by stage.
 
 Claim (Lu et al. 2024): of a victim that trains a linear head on a pre-trained extractor, a few
-poisoned features decide what it learns; to find images with these features is the bottleneck; an
-extractor of other data ("transfer") is the more vulnerable one.
+poisoned features decide what it learns; to find images with these features is the bottleneck. That
+an extractor of other data ("transfer") is the more vulnerable one is claimed too; it is not seen
+here.
 Expected (the reference run of the specification on another split of the same digits, victims
-trained to the minimum; points as shares 0.03, 0.1, 1 of the clean set): clean 98.4, transfer 92.2;
-each arm's line below says the rest, "same" and then "transfer". At this size images optimized
-directly are at least as strong as the three stages. Victims by SGD stand beside them.
+trained to the minimum; points as shares 0.03, 0.1, 1 of the clean set): clean 98.4, transfer 92.2
+(here 82 to 83: five classes teach this extractor less of the others); each arm's line below says
+the rest, "same" and then "transfer". At this size images optimized directly are at least as strong
+as the three stages. Victims by SGD stand beside them.
+The target is made by the gradient of the whole set, 30 steps: by mini-batches it depends on their
+order (8 to 26 here).
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
-Labels of points are drawn evenly; those of "features-range" are chosen, as random ones keep it from
-its target also at share 1.
+Labels of points are drawn evenly; those of "features" and "features-range" are chosen, as drawn ones
+keep some keys from the target.
 Device: any; minutes on 2 CPU cores, most of them compiling.
 
     python -m experiments.digits_feature_targeted
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +70,8 @@ class Config(AddedConfig):
     decoder_epochs: int = 250
     """Of Adam(0.01) in batches of 256."""
     cancel_steps: int = 1500
-    """Of Adam on points in feature space, and on points that are images of any size."""
+    """Of Adam on points in feature space, and on points that are images of any size; a fifth of it
+    for L-BFGS on features without bounds."""
     match_steps: int = 300
     """Of Adam on images that shall have poisoned features."""
     epochs: int = 100
@@ -161,7 +167,9 @@ def arms_against(config: Config, extractor: Extractor, decoder: jp.Variables) ->
     """The arms of one player, by name."""
     images = jp.victims.on_features(extractor.victim, HEAD)
     target = {
-        "corruption": jp.attacks.Corruption(radius=config.radius, scale=config.scale),
+        "corruption": jp.attacks.Corruption(
+            radius=config.radius, scale=config.scale, batch_size=1400, passes=30
+        ),
         "weight_decay": config.weight_decay,
         "labels": "balanced",
         "num_classes": 10,
@@ -171,7 +179,7 @@ def arms_against(config: Config, extractor: Extractor, decoder: jp.Variables) ->
     def canceling(victim, constraint, rate, expect, **options):
         return added_arm(
             jp.attacks.gradient_canceling, victim, constraint=constraint, learning_rate=rate,
-            steps=config.cancel_steps, expect=expect, **target | options,
+            expect=expect, **{"steps": config.cancel_steps} | target | options,
         )  # fmt: skip
 
     def three_stages(features, expect, *parts, rate=0.1, **options):
@@ -189,7 +197,10 @@ def arms_against(config: Config, extractor: Extractor, decoder: jp.Variables) ->
         "random-points": added_arm(
             jp.attacks.random_points, num_classes=10, constraint=BOX, expect="about as clean"
         ),
-        "features": canceling(HEAD, NONE, 3.0, "8.4 at any share; 8.4", space="features"),
+        "features": canceling(
+            HEAD, NONE, 3.0, "8.4 at any share; 8.4", space="features", labels="free",
+            optimizer="lbfgs", steps=math.ceil(config.cancel_steps / 5),
+        ),
         "features-range": canceling(
             HEAD, RANGE, 0.1, "97.8 96.8 12.2; 90.6 86.4 36.8 with random labels",
             space="features", labels="free",

@@ -90,7 +90,7 @@ def main(config: Config) -> dict:
         filters=filters(head, how, config),
         trusted=jp.Dataset(train.image[:100], train.label[:100]),
     )
-    corruption = jp.attacks.Corruption(radius=3, scale=0.05)
+    corruption = jp.attacks.Corruption(radius=3, scale=0.05, batch_size=len(train.label), passes=30)
 
     def canceling(kind, rate, expect):
         return added_arm(
