@@ -12,8 +12,8 @@ as the three stages. Victims by SGD stand beside them.
 The target is made by the gradient of the whole set, 30 steps: by mini-batches it depends on their
 order (8 to 26 here).
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
-Labels of points are drawn evenly; those of "features" and "features-range" are chosen, as drawn ones
-keep some keys from the target.
+Labels of points are drawn evenly; those of "features" and "features-range" are chosen, as drawn
+ones keep some keys from the target.
 Device: any; minutes on 2 CPU cores, most of them compiling.
 
     python -m experiments.digits_feature_targeted
