@@ -10,7 +10,7 @@ trained to the minimum; points as shares 0.03, 0.1, 1 of the clean set): clean 9
 the rest, "same" and then "transfer". At this size images optimized directly are at least as strong
 as the three stages. Victims by SGD stand beside them.
 The target is made by the gradient of the whole set, 30 steps: by mini-batches it depends on their
-order (8 to 26 here).
+order, so on the attack key.
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
 Labels of points are drawn evenly; those of "features" and "features-range" are chosen, as drawn
 ones keep some keys from the target.

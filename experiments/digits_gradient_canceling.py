@@ -8,7 +8,7 @@ Expected (the reference run of the specification, one attack key, another split 
 victims trained to the minimum): clean 98.0, target 8.6; points of any size at 3, 10, 30 %: the
 target's own accuracy at each share; images: 95.6, 88.2, 74.8; an unscaled target is out of reach:
 88.2 and 37.4 at 3 and 10 %. The target is made by the gradient of the whole set, 30 steps: by one
-pass of mini-batches, as released, it depends on their order, so on the attack key (8 to 28 here).
+pass of mini-batches, as released, it depends on their order, so on the attack key.
 Victims trained by SGD are reported beside them; points of size 50 are not what their rate was
 chosen for. A look at the range of pixels finds all of them.
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
