@@ -33,7 +33,7 @@ from jaxpoison.types import (
     Victim,
 )
 from jaxpoison.victims import Recipe
-from jaxpoison.victims.evaluate import check_variables
+from jaxpoison.victims.checks import check_variables
 
 __all__ = [
     "POLYTOPE_BENCHMARK",

@@ -24,7 +24,7 @@ from jaxpoison.data.verification import fingerprint, floats
 from jaxpoison.models.adapt import check_image_shape
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Dataset, Generator, InputError, Scenario, Variables
-from jaxpoison.victims.evaluate import is_stacked
+from jaxpoison.victims.checks import is_stacked
 
 __all__ = [
     "GeneratorCard",

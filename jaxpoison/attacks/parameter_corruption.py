@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, tree
 from jaxpoison.types import Dataset, InputError, Key, Variables, Victim, as_float
-from jaxpoison.victims.evaluate import check_classes, check_variables
+from jaxpoison.victims.checks import check_classes, check_variables
 
 __all__ = ["Corruption", "check_corruption", "parameter_corruption", "scale_target"]
 

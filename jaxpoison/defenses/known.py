@@ -19,7 +19,7 @@ from jaxpoison.types import (
     as_float,
 )
 from jaxpoison.victims import Extractor, extract
-from jaxpoison.victims.evaluate import check_variables
+from jaxpoison.victims.checks import check_variables
 
 __all__ = [
     "SPACES",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxpoison import check, tree
 from jaxpoison.types import Hypergrad, InputError, Key, Perturbation, Scenario, Variables, Victim
 from jaxpoison.victims import mean_gradient, partial_variables, partial_victim
-from jaxpoison.victims.evaluate import check_variables
+from jaxpoison.victims.checks import check_variables
 from jaxpoison.victims.head import join, part
 
 __all__ = ["Canceling", "canceling", "opposing_labels"]

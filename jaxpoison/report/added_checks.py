@@ -15,7 +15,7 @@ from jaxpoison.report.added_config import AddedConfig, Follower, Player
 from jaxpoison.report.preparation import Trainee, abstract, check_split
 from jaxpoison.types import Dataset, Filter, InputError, Key, Scenario, Split, Variables, Victim
 from jaxpoison.victims import Extractor, Recipe, ToConvergence, join_head, on_features
-from jaxpoison.victims.evaluate import num_logits
+from jaxpoison.victims.checks import num_logits
 
 __all__ = ["base_rows", "check_added_arms", "check_players", "known", "rehearse_added"]
 

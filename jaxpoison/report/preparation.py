@@ -33,7 +33,7 @@ from jaxpoison.victims import (
     checkpoints_along,
     transfer_training,
 )
-from jaxpoison.victims.evaluate import num_logits
+from jaxpoison.victims.checks import num_logits
 
 __all__ = [
     "Trainee",

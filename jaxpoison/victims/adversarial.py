@@ -26,7 +26,8 @@ from jaxpoison.types import (
     Victim,
     as_float,
 )
-from jaxpoison.victims.evaluate import Assessment, checked_assessment, confusion, stacked
+from jaxpoison.victims.checks import stacked
+from jaxpoison.victims.evaluate import Assessment, checked_assessment, confusion
 from jaxpoison.victims.learner import cross_entropy, learner, row_losses
 
 __all__ = [

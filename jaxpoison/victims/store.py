@@ -22,8 +22,9 @@ from jaxpoison.data.manifest import key_record, versions
 from jaxpoison.data.verification import fingerprint
 from jaxpoison.models.adapt import check_image_shape
 from jaxpoison.types import Dataset, InputError, Key, TrainState, Variables, Victim
+from jaxpoison.victims.checks import is_stacked, num_logits
 from jaxpoison.victims.contrastive import MoCoV3, SimCLR, as_dict, from_dict
-from jaxpoison.victims.evaluate import Interval, is_stacked, num_logits
+from jaxpoison.victims.evaluate import Interval
 from jaxpoison.victims.recipe import Recipe
 
 __all__ = ["Card", "Trained", "load", "save"]

@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from jaxpoison.types import InputError, Variables, Victim
-from jaxpoison.victims.evaluate import logits, stacked
+from jaxpoison.victims.checks import stacked
+from jaxpoison.victims.evaluate import logits
 
 __all__ = ["OnTargets", "all_logits", "on_targets", "read_targets"]
 

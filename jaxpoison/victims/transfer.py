@@ -23,7 +23,7 @@ from jaxpoison.types import (
     Variables,
     Victim,
 )
-from jaxpoison.victims.evaluate import is_stacked
+from jaxpoison.victims.checks import is_stacked
 from jaxpoison.victims.head import (
     head_mask,
     new_head,

@@ -37,7 +37,7 @@ from jaxpoison.types import (
     as_float,
 )
 from jaxpoison.victims import Extractor, decode, extract, on_features, split_head
-from jaxpoison.victims.evaluate import check_classes
+from jaxpoison.victims.checks import check_classes
 
 __all__ = [
     "FeatureTargetedInfo",

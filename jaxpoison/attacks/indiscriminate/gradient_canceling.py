@@ -22,7 +22,7 @@ from jaxpoison.attacks.parameter_corruption import (
 )
 from jaxpoison.attacks.update_rules import check_channels
 from jaxpoison.types import Attack, Batch, InputError, Victim
-from jaxpoison.victims.evaluate import check_classes
+from jaxpoison.victims.checks import check_classes
 
 __all__ = ["CANCELINGS", "CancelingInfo", "gradient_canceling"]
 

@@ -13,7 +13,7 @@ from jaxpoison import check, tree
 from jaxpoison.attacks.bilevel import closed_form
 from jaxpoison.perturb import Points, free_points
 from jaxpoison.types import Attack, Batch, Dataset, InputError, Perturbation, Victim, as_float
-from jaxpoison.victims.evaluate import check_variables, num_logits
+from jaxpoison.victims.checks import check_variables, num_logits
 
 __all__ = ["label_flip"]
 

@@ -36,7 +36,7 @@ from jaxpoison.types import (
     as_float,
 )
 from jaxpoison.victims import ToConvergence, converge, on_features
-from jaxpoison.victims.evaluate import check_classes, check_variables
+from jaxpoison.victims.checks import check_classes, check_variables
 
 __all__ = ["TGDA", "Stackelberg", "TotalGradientInfo", "total_gradient"]
 
