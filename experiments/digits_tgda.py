@@ -8,7 +8,7 @@ trained to the minimum): clean 94.6; at 3 % 93.8 with the labels of base images 
 ones, at 10 % 87.4 and 88.2: at least 4 points lower, and lower than random labels alone.
 Victims by plain SGD, without weight decay, stand beside them.
 Data: scikit-learn's 1,797 scanned digits (1,400 train, 397 test), embedded, no network.
-Device: any; about 3 minutes on 2 CPU cores.
+Device: any; minutes on 2 CPU cores, most of them compiling.
 
     python -m experiments.digits_tgda
 """

@@ -12,7 +12,7 @@ of added weight turns the classifier round.
 Data: 1000 rows of two Gaussians (5 seeds), embedded; with --data-dir 1 against 7 of MNIST's
 first 10,000 images as well (prepared for TFDS, or mnist-train.npz and mnist-test.npz), weight decay
 0.001.
-Device: any, in float64; about 3 minutes on 2 CPU cores.
+Device: any, in float64; minutes on 2 CPU cores.
 
     python -m experiments.gaussian_phase_transition [--data-dir DATA_DIR]
 """
@@ -36,7 +36,14 @@ from jaxpoison import checkpoint
 from jaxpoison.hypergrad import reachability as theory
 from jaxpoison.report import command_line, figures, record
 from jaxpoison.report.work import Work
-from jaxpoison.victims import ToConvergence, accuracy, converge, interval, mean_gradient
+from jaxpoison.victims import (
+    Interval,
+    ToConvergence,
+    accuracy,
+    converge,
+    interval,
+    mean_gradient,
+)
 
 NAME, POINTS, DECAY = "gaussian_phase_transition", 4, 1e-3
 
@@ -277,10 +284,18 @@ def markdown(result: dict[str, Any]) -> list[str]:
         cells.append(interval([x["clean_accuracy"] for x in curves]))
         for ratio in (below, above):
             cells.append(interval([x["accuracy"] for x in rows if x["ratio"] == ratio]))
-        words = [str(cell) if cell.mean >= 0.1 else f"{cell.mean:.4f}" for cell in cells]
+        words = [_words(cell) for cell in cells]
         lines.append(f"| {data} | -{scale:g} w | {' | '.join(words[:3])} | {words[3]} (at "
                      f"{below:g}) | {words[4]} (at {above:g}) |")  # fmt: skip
     return lines
+
+
+def _words(cell: Interval) -> str:
+    """Three decimals, of small numbers four; both ends where there are any."""
+    if cell.mean >= 0.1:
+        return str(cell)
+    ends = "" if cell.low is None else f" [{cell.low:.4f}, {cell.high:.4f}]"
+    return f"{cell.mean:.4f}{ends}"
 
 
 def draw(path: pathlib.Path, result: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ more than label flips do. The paper's own tables could not be read; "third-party
 of a reproduction whose TGDA is plain loss ascent.
 Data: mnist prepared for TFDS as array_record, or mnist-train.npz and mnist-test.npz.
 Device: at full size an accelerator; `--scale small` takes logistic regression on 2,000 images and a
-tenth of the released epochs, in which "generator" hardly moves: 16 minutes on 2 busy CPU cores.
+tenth of the released epochs, in which "generator" hardly moves: minutes on 2 CPU cores.
 
     python -m experiments.mnist_tgda --data-dir DATA_DIR
 """

@@ -5,7 +5,8 @@
 A table is known by its head; the tables of one record alone (sweeps; setups and tests of a targeted
 run; a defense matrix) by the section named after it, "### NAME" or "### NAME (small run)". Whole
 runs come in the order of the list of claims, small runs after them by name. The table of added
-points stands in experiments/README.md, and in README.md where that has its head.
+points stands in experiments/README.md, and in README.md where that has its head; that of
+acceptance tests (`experiments.acceptance`) where its head is.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments import acceptance
 from jaxpoison.report import (
     added_tables,
     matrix_tables,
@@ -78,6 +80,8 @@ def filled(text: str, records: dict[str, dict[str, Any]]) -> str:
     rows = [row for record in records.values() for row in added_tables.markdown(record)]
     if ADDED in text or (rows and "\n## Sweeps\n" in text):
         text = _put(text, ADDED, rows)
+    if acceptance.HEAD in text:
+        text = _put(text, acceptance.HEAD, acceptance.rows(records, RESULTS))
     if "\n## Sweeps\n" in text:
         for name, record in records.items():
             if lines := own_tables(record):

@@ -31,7 +31,9 @@ from jaxpoison.types import Dataset, Scenario, Split
 from jaxpoison.victims import Recipe, recipes
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("tables", *committed.APART))
+NAMES = sorted(
+    p.stem for p in FOLDER.glob("*.py") if p.stem not in ("acceptance", "tables", *committed.APART)
+)
 GENERATED = {
     "fashion_mnist": ((28, 28, 1), 10),
     "mnist": ((28, 28, 1), 10),

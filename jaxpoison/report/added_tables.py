@@ -12,7 +12,17 @@ from jaxpoison.report import tables
 from jaxpoison.report.record import entry as entry_name
 from jaxpoison.victims import interval
 
-__all__ = ["HEAD", "constraint", "is_added", "markdown", "points", "print_record", "reach"]
+__all__ = [
+    "HEAD",
+    "constraint",
+    "drop",
+    "is_added",
+    "markdown",
+    "over_keys",
+    "points",
+    "print_record",
+    "reach",
+]
 
 HEAD = (
     "| added points | attack, constraint, victim | points / clean rows | clean | random points | "
@@ -79,10 +89,10 @@ def table(record: dict[str, Any]) -> Table:
         cells = [""] * 5
         if added := entry.get("added"):
             found = added.get("reach")
-            drop = f"{100 * added['drop']['mean']:.1f}"
+            lost = f"{100 * added['drop']['mean']:.1f}"
             left = added.get("residual")
             size = "" if left is None else f"{left['last']:.2g}"
-            cells = [drop, size, tau(found), reach(found), largest(added["values"])]
+            cells = [lost, size, tau(found), reach(found), largest(added["values"])]
         result.add_row(Text(f"  {arm}"), tables.percent(entry["final_accuracy"]), *cells)
     return result
 
@@ -149,9 +159,9 @@ def markdown(record: dict[str, Any]) -> list[str]:
             f"{added['arm']}, {constraint(added)}, {victim}",
             f"{added['num_added']}, {added['share']:.3g}",
             tables.percent(arms[entry_name("clean", victim)]["final_accuracy"]),
-            tables.percent(_over_keys(control)) if control else "-",
-            tables.percent(_over_keys(entry)),
-            points(_drop(entry, arms[entry_name("clean", victim)])),
+            tables.percent(over_keys(control)) if control else "-",
+            tables.percent(over_keys(entry)),
+            points(drop(entry, arms[entry_name("clean", victim)])),
             tau(added.get("reach")) or "-",
             reach(added.get("reach")) or "-",
             *tables.made(record),
@@ -160,12 +170,12 @@ def markdown(record: dict[str, Any]) -> list[str]:
     return rows
 
 
-def _over_keys(entry: dict[str, Any]) -> dict[str, Any]:
+def over_keys(entry: dict[str, Any]) -> dict[str, Any]:
     """Final accuracy as an interval over attack keys, or of a single one over victims."""
     return entry.get("craft_seeds") or entry["final_accuracy"]
 
 
-def _drop(entry: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+def drop(entry: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
     """Likewise the drop against the mean of the clean set's victims."""
     if "craft_seeds" not in entry:
         return entry["added"]["drop"]
