@@ -58,6 +58,7 @@ PRETRAININGS = {
     for preset in (
         extractor_recipes.moco_v3_cifar10,
         extractor_recipes.simclr_cifar10,
+        extractor_recipes.small_moco_v3,
         extractor_recipes.small_simclr,
         extractor_recipes.small_supervised,
     )
@@ -92,7 +93,8 @@ class FeatureConfig(AddedImageConfig):
 
     pretraining: str = "moco_v3_cifar10"
     """How the extractor is trained, a preset of `jaxpoison.victims.extractor_recipes`:
-    moco_v3_cifar10, simclr_cifar10 (both without labels), small_simclr, small_supervised."""
+    moco_v3_cifar10, simclr_cifar10 (both without labels, as their small ones are), small_moco_v3,
+    small_simclr, small_supervised."""
     network: str | None = None
     """Another extractor than the preset's, by its name in `jaxpoison.models`."""
     pretrain_images: int | None = None

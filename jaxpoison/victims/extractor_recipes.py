@@ -21,6 +21,7 @@ __all__ = [
     "moco_v3_imagenet",
     "simclr_cifar10",
     "simclr_imagenet",
+    "small_moco_v3",
     "small_simclr",
     "small_supervised",
 ]
@@ -64,16 +65,18 @@ def small_supervised(*, epochs: int = 8, width: int = 32) -> Pretraining:
 def small_simclr(*, epochs: int = 8, width: int = 32) -> Pretraining:
     """`cnn5` of 128 features (4 `width`) by SimCLR, for a CPU; of no paper. No record has it."""
     method = SimCLR(temperature=0.5, projector=(128, 64), views=Views(area=(0.2, 1.0)))
-    recipe = Recipe(
-        epochs,
-        256,
-        2e-3,
-        schedule="cosine_per_update",
-        optimizer="adam",
-        drop_last=True,
-        source="jaxpoison, small extractors",
+    return Pretraining("cnn5", {"width": width}, _small(epochs), method)
+
+
+def small_moco_v3(*, epochs: int = 8, width: int = 32) -> Pretraining:
+    """`cnn5` of 128 features (4 `width`) by MoCo-v3, for a CPU; of no paper. No record has it.
+
+    Without a queue, as MoCo-v3 is: the other rows of the batch are the negatives.
+    """
+    method = MoCoV3(
+        temperature=0.2, projector=(128, 64), predictor=(128, 64), views=Views(area=(0.2, 1.0))
     )
-    return Pretraining("cnn5", {"width": width}, recipe, method)
+    return Pretraining("cnn5", {"width": width}, _small(epochs), method)
 
 
 def simclr_cifar10(*, epochs: int = 1000) -> Pretraining:
@@ -126,6 +129,19 @@ def moco_v3_imagenet(*, epochs: int = 300) -> Pretraining:
 def __getattr__(name: str) -> Any:
     known = [one for one in __all__ if one != "Pretraining"]
     raise AttributeError(f"no extractor recipe is called {name!r}; there are {', '.join(known)}")
+
+
+def _small(epochs: int) -> Recipe:
+    """Adam at a rate for a batch of 256, half a cosine; of self-supervised extractors."""
+    return Recipe(
+        epochs,
+        256,
+        2e-3,
+        schedule="cosine_per_update",
+        optimizer="adam",
+        drop_last=True,
+        source="jaxpoison, small extractors",
+    )
 
 
 def _lars(epochs: int, batch_size: int, rate: float, decay: float, source: str) -> Recipe:
