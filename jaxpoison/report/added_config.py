@@ -44,6 +44,16 @@ class AddedConfig(StudyConfig):
 class Player(NamedTuple):
     """Who trains on the clean set and the added points.
 
+    Behind an extractor followers train the head alone. A victim that fine-tunes the extractor, too,
+    learns the stored images of a cell apart from the job:
+
+        train = data.with_added(split.train, data.poisoned.read(runs / ... / "poison" / CELL))
+        how, num = victims.transfer("fine_tuning", extractor.variables), len(train.label)
+        training = victims.transfer_training("fine_tuning", extractor.victim, recipe, num)
+        run(training, key, how.data(Split(train, split.test)), num_steps=recipe.epochs)
+
+    `report.main_job(transfer=how)` trains such victims on poisons that change rows instead.
+
     Attributes:
       victim: what followers train: a network on images, or with an extractor the head on its
         features [B, 1, 1, D].

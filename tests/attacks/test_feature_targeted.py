@@ -208,6 +208,8 @@ def test_wrong_settings_are_one_clear_line():
         make(*parts, inversion="decoder")
     with pytest.raises(jp.InputError, match="decoder: inversion = 'matching' has no use for one"):
         make(*parts, decoder)
+    with pytest.raises(jp.InputError, match="beta = 0.5; inversion = 'decoder' has no closeness"):
+        make(*parts, decoder, inversion="decoder", beta=0.5)
     with pytest.raises(jp.InputError, match="feature_constraint = 'box'; allowed are none, range"):
         make(*parts, feature_constraint=Constraint("box"))
     with pytest.raises(jp.InputError, match="constraint = 'range'; allowed are none, box, linf"):

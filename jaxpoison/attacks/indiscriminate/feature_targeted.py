@@ -130,7 +130,8 @@ def feature_targeted(
       feature_constraint: where zeta may be: none, "range", "coordinate" or "nonnegative".
       inversion: "decoder" or "matching".
       constraint: of the images: none, "box" (clip), or "linf" around the base image.
-      beta: closeness to the base image, in matching; both terms are sums over coordinates.
+      beta: closeness to the base image, in matching; both terms are sums over coordinates. 0 with a
+        decoder, whose images have no such term.
       labels: as in `perturb.free_points`, like num_classes; the same in both stages.
       num_classes: as there.
       weight: as in `hypergrad.canceling`, like weight_decay and normalize: the victim's.
@@ -138,8 +139,8 @@ def feature_targeted(
       normalize: as there.
       cancel_steps: of stage 2.
       cancel_rate: of its Adam, in units of the features.
-      match_steps: of stage 3, in matching.
-      match_rate: of its Adam, pixel units.
+      match_steps: of stage 3, in matching; a decoder, asked once, does not read it.
+      match_rate: of its Adam, pixel units; neither.
       batch_size: images at a time through the extractor or the decoder; memory, and last bits.
 
     Returns: an Attack whose poison has N + P images, the added ones last; its info is
@@ -156,6 +157,8 @@ def feature_targeted(
     check.at_least(1, cancel_steps=cancel_steps, match_steps=match_steps, batch_size=batch_size)
     check.positive(cancel_rate=cancel_rate, match_rate=match_rate)
     check.number(least=0, beta=beta)
+    if decoder is not None and beta:
+        raise InputError(f"beta = {beta}; inversion = 'decoder' has no closeness: it must be 0")
     space = perturb.free_points(feature_constraint, labels=labels, num_classes=num_classes)
     rule = hypergrad.canceling(
         head, space, target=_target(head, corruption), weight=weight, weight_decay=weight_decay,
