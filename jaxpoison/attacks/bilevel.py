@@ -1,15 +1,17 @@
 """The one assembly behind optimized attacks: a space, a gradient rule, an optax rule."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpoison import perturb, tree
-from jaxpoison.types import Attack, Hypergrad, Info, Perturbation, Variables
+from jaxpoison import check, perturb, tree
+from jaxpoison.types import Attack, Hypergrad, Info, Perturbation, Scenario, Variables, Victim
+from jaxpoison.victims.checks import check_classes
 
-__all__ = ["BilevelState", "bilevel", "closed_form"]
+__all__ = ["BilevelState", "bilevel", "closed_form", "of_classes"]
 
 PyTree = Any
 
@@ -69,6 +71,23 @@ def closed_form(space: Perturbation) -> Attack:
         return perturb.poison(space, state, scenario)
 
     return Attack(space.init, step, poison)
+
+
+def of_classes(num_classes: int | None, victim: Victim | None = None) -> Callable[[Scenario], None]:
+    """The `Attack.check` of an attack that has something for every class.
+
+    Args:
+      num_classes: L; labels of the training set have to be 0 .. L - 1. None is the logits' number.
+      victim: its network, if it has one, which needs a logit for each of them.
+    """
+
+    def sound(scenario):
+        if victim is not None:
+            check_classes(victim, scenario.train, num_classes)
+        elif num_classes is not None:
+            check.labels(num_classes, **{"labels of the training set": scenario.train.label})
+
+    return sound
 
 
 def info(loss, gradient) -> Info:

@@ -158,7 +158,8 @@ def keep_best(
 
     own = attack.generator
     generator = None if own is None else lambda state: own(chosen(state))
-    return Attack(init, step, poison, generator=generator, round_steps=every + epochs)
+    rounds = {"round_steps": every + epochs, "check": attack.check}
+    return Attack(init, step, poison, generator=generator, **rounds)
 
 
 def monitor(victim: Victim, recipe: Recipe) -> Training:

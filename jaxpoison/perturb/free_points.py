@@ -68,7 +68,8 @@ class Constraint:
     def check(self, scenario: Scenario) -> None:
         """An InputError for "box" and "linf" of base rows outside [0, 1]; traced ones pass."""
         image, index = scenario.train.image, scenario.index
-        if self.kind not in PIXELS or isinstance(image, jax.core.Tracer) or image.dtype == np.uint8:
+        unseen = isinstance(image, jax.core.Tracer | jax.ShapeDtypeStruct)
+        if self.kind not in PIXELS or unseen or image.dtype == np.uint8:
             return
         base = np.asarray(image)[np.asarray(index)]
         low, high = base.min(initial=0), base.max(initial=1)

@@ -115,6 +115,9 @@ def rehearse_added(
         aux = known(one, player, abstract(player.victim))
         scenario = Scenario(clean, clean, index, aux)
 
+        if one.attack.check is not None:
+            one.attack.check(scenario)
+
         def moves(key, scenario, attack=one.attack):
             state = attack.init(key, scenario)
             state, _ = attack.step(key, state, scenario)

@@ -179,6 +179,8 @@ def rehearse(
             raise InputError(
                 f"label_map of {name} has {len(one.label_map)} entries; there are {classes} classes"
             )
+        if one.attack.check is not None:
+            one.attack.check(scenario)
         state = jax.eval_shape(one.attack.init, jax.random.key(0), scenario)
         jax.eval_shape(one.attack.step, jax.random.key(0), state, scenario)
         if held_out and one.trains_generator and one.attack.single is None:

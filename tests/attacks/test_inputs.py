@@ -14,7 +14,9 @@ from jaxpoison.attacks import (
     one_pixel,
     random_noise,
 )
+from jaxpoison.attacks.selection import monitor
 from jaxpoison.report import arm
+from jaxpoison.victims import Recipe
 from tests import oracles
 
 KEY = jax.random.key(0)
@@ -118,6 +120,51 @@ def test_a_bad_setting_is_one_line(make, options, message):
     with pytest.raises(jp.InputError) as caught:
         make(**options)
     assert str(caught.value) == message
+
+
+TWO = oracles.smooth_victim(num_classes=2)
+WRONG = {
+    "error_minimizing": lambda: em(num_classes=2),
+    "class-wise": lambda: em(num_classes=2, noise="class"),
+    "frozen": lambda: jp.attacks.frozen_error_minimizing(
+        oracles.smooth_victim(),
+        oracles.smooth_victim(size=5),
+        eps=0.1,
+        num_classes=2,
+    ),
+    "error_maximizing": lambda: tap(num_classes=2),
+    "self_ensemble": lambda: jp.attacks.self_ensemble(oracles.smooth_victim(), num_classes=2),
+    "feature_alignment": lambda: jp.attacks.feature_alignment(
+        oracles.smooth_victim(), num_classes=2
+    ),
+    "hypocritical": lambda: jp.attacks.hypocritical(TWO, eps=0.1),
+    "lsp": lambda: lsp(num_classes=2, patch=2),
+    "one_pixel": lambda: one_pixel(num_classes=2),
+    "autoregressive": lambda: jp.attacks.autoregressive(num_classes=2),
+    "convolution": lambda: convolution(num_classes=2),
+    "label_flip": lambda: jp.attacks.label_flip(num_classes=2),
+    "selected": lambda: jp.attacks.keep_best(
+        tap(num_classes=2), monitor(TWO, Recipe(1, 2, 0.1)), every=1, epochs=1
+    ),
+    "restarts": lambda: jp.over_restarts(tap(num_classes=2), 2),
+    "setups": lambda: jp.over_setups(tap(num_classes=2)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_labels_beyond_the_classes_of_an_attack_are_one_line(name):
+    """Where one of a class without noise, or a logit, would quietly be wrong."""
+    data = oracles.tiny_scenario()
+    if name == "setups":
+        two = data._replace(
+            goal=jax.tree.map(lambda x: jnp.stack([x, x]), data.goal),
+            index=jnp.stack([data.index, data.index]),
+        )
+        data = jp.Sweep(jnp.arange(2), two)
+    with pytest.raises(
+        jp.InputError, match="labels of the training set run from 0 to 2; num_classes = 2 "
+    ):
+        jp.run(WRONG[name](), KEY, data, num_steps=2)
 
 
 @pytest.mark.parametrize("make", [em, tap])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpoison import check, tree
-from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.bilevel import closed_form, of_classes
 from jaxpoison.perturb import Points, free_points
 from jaxpoison.types import Attack, Batch, Dataset, InputError, Perturbation, Victim, as_float
 from jaxpoison.victims.checks import check_variables, num_logits
@@ -55,8 +55,7 @@ def label_flip(
         raise InputError(f"labels = {labels!r} {need}")
     start = free_points()
 
-    def sound(scenario):
-        check.labels(num_classes, **{"labels of the training set": scenario.train.label})
+    sound = of_classes(num_classes)
 
     def wrong(key, scenario):
         check.some_rows(scenario)

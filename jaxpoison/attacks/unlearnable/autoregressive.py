@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxpoison import check
 from jaxpoison.attacks.autoregression import ar_signals
 from jaxpoison.attacks.autoregression_table import TEN_CLASSES
-from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.bilevel import closed_form, of_classes
 from jaxpoison.data.sources import UNREADABLE
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Key, as_float
@@ -85,7 +85,7 @@ def autoregressive(
         )
         return jnp.clip(clean + noise, 0, 1) - clean
 
-    return closed_form(space._replace(init=init))
+    return closed_form(space._replace(init=init))._replace(check=of_classes(num_classes))
 
 
 def ar_noise(

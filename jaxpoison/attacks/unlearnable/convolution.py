@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
-from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.bilevel import closed_form, of_classes
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Key, as_float
 
@@ -64,7 +64,7 @@ def convolution(
         which = jnp.zeros_like(label) if shared else label
         return convolve(clean, which, filters.astype(clean.dtype)) - clean
 
-    return closed_form(space._replace(init=init))
+    return closed_form(space._replace(init=init))._replace(check=of_classes(num_classes))
 
 
 def class_filters(

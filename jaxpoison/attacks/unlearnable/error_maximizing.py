@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.bilevel import bilevel, of_classes
 from jaxpoison.hypergrad import loss_at_surrogate, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, Victim
@@ -74,4 +74,5 @@ def error_maximizing(
         return -ce(logits, label)
 
     outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
-    return bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
+    attack = bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
+    return attack._replace(check=of_classes(num_classes, victim))

@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, perturb, tree
+from jaxpoison.attacks.bilevel import of_classes
 from jaxpoison.hypergrad import poisoned_training, rowwise_loss
 from jaxpoison.perturb import Budget, class_wise, per_sample, project_ball
 from jaxpoison.types import (
@@ -123,7 +124,8 @@ def error_minimizing(
         kind = _sample_wise(model, budget, step_size, sweep_steps, batch_size)
     else:
         kind = _class_wise(model, budget, step_size, num_classes, portion, batch_size)
-    return _rounds(model, kind, train_steps, stop_error, batch_size, frozen)
+    attack = _rounds(model, kind, train_steps, stop_error, batch_size, frozen)
+    return attack._replace(check=of_classes(num_classes, victim))
 
 
 def frozen_error_minimizing(
@@ -144,7 +146,9 @@ def frozen_error_minimizing(
     It changes the rows in `scenario.index` (all of them, as published) instead of adding any: judge
     it by a head on `victims.extract(extractor, poisoned)`. `scenario.aux` is
     `victims.join_head(extractor's Variables, head's)`; the head's parameters there are not read.
-    Little damage is to be expected: features that cannot change keep telling the classes apart.
+    Little damage is to be expected where the extractor knows the classes: features that cannot
+    change keep telling them apart. Where it does not there is more: ten digits on an extractor of
+    five, eps 0.1, 79.8 to 61.1 % (experiments/results/digits_frozen_error_minimizing.json).
 
     Args:
       extractor: the frozen network, in input space.

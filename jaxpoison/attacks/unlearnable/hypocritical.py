@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxpoison import check
-from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.bilevel import bilevel, of_classes
 from jaxpoison.data.augment import Augmentation, shift_flip
 from jaxpoison.hypergrad import loss_at_surrogate, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
@@ -65,4 +65,5 @@ def hypocritical(
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
     outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
-    return bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
+    attack = bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
+    return attack._replace(check=of_classes(None, victim))

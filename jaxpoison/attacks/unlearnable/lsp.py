@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
-from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.bilevel import closed_form, of_classes
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, Key, as_float
 
@@ -49,7 +49,7 @@ def lsp(*, eps: float | Float[Array, ""] = 1.0, num_classes: int, patch: int = 8
         )
         return jnp.clip(clean + noise, 0, 1) - clean
 
-    return closed_form(space._replace(init=init))
+    return closed_form(space._replace(init=init))._replace(check=of_classes(num_classes))
 
 
 def lsp_noise(

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check
-from jaxpoison.attacks.bilevel import closed_form
+from jaxpoison.attacks.bilevel import closed_form, of_classes
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, InputError, as_float
 
@@ -57,7 +57,7 @@ def one_pixel(
         painted = flat.at[rows, place[label]].set(color[shade[label]])
         return (painted - flat).reshape(clean.shape)
 
-    return closed_form(space._replace(init=init))
+    return closed_form(space._replace(init=init))._replace(check=of_classes(num_classes))
 
 
 def _check_candidates(image_shape: tuple[int, ...], num_classes: int, num_pixels: int) -> None:

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxpoison import check, tree
-from jaxpoison.attacks.bilevel import bilevel
+from jaxpoison.attacks.bilevel import bilevel, of_classes
 from jaxpoison.ensemble import over_ensemble
 from jaxpoison.hypergrad import loss_at_surrogate, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample, project_linf
@@ -69,7 +69,8 @@ def self_ensemble(
 
     budget = _checked(eps, num_classes, checkpoints, step_size, batch_size)
     mean = _over_checkpoints(loss, None, budget, checkpoints, batch_size)
-    return bilevel(per_sample(budget), mean, optax.sign_sgd(step_size))
+    attack = bilevel(per_sample(budget), mean, optax.sign_sgd(step_size))
+    return attack._replace(check=of_classes(num_classes, victim))
 
 
 def feature_alignment(
@@ -129,7 +130,8 @@ def feature_alignment(
         rule = _variance_reduced(
             rule, loss, budget, checkpoints, step_size, inner_steps, batch_size
         )
-    return bilevel(per_sample(budget), rule, optax.sign_sgd(step_size))
+    attack = bilevel(per_sample(budget), rule, optax.sign_sgd(step_size))
+    return attack._replace(check=of_classes(num_classes, victim))
 
 
 class _Aligned(NamedTuple):
