@@ -138,6 +138,9 @@ WRONG = {
         oracles.smooth_victim(), num_classes=2
     ),
     "hypocritical": lambda: jp.attacks.hypocritical(TWO, eps=0.1),
+    "robust_error_minimizing": lambda: jp.attacks.robust_error_minimizing(
+        TWO, eps=0.1, adversarial_eps=0.05
+    ),
     "lsp": lambda: lsp(num_classes=2, patch=2),
     "one_pixel": lambda: one_pixel(num_classes=2),
     "autoregressive": lambda: jp.attacks.autoregressive(num_classes=2),

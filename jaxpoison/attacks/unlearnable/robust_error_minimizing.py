@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxpoison import check, perturb, tree
-from jaxpoison.attacks.bilevel import info
+from jaxpoison.attacks.bilevel import info, of_classes
 from jaxpoison.data import augment as augmentations
 from jaxpoison.data.augment import Augmentation
 from jaxpoison.hypergrad.minibatch import next_rows
@@ -174,7 +174,7 @@ def robust_error_minimizing(
     def poison(state, scenario):
         return perturb.poison(space, state.theta, scenario)
 
-    return Attack(init, step, poison, num_steps=steps)
+    return Attack(init, step, poison, num_steps=steps, check=of_classes(None, victim))
 
 
 def _noise(
