@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import acceptance
 from experiments import tables as committed
 from jaxpoison.data import poisoned, synthetic
 from jaxpoison.perturb import Budget
@@ -531,6 +532,18 @@ def test_the_tables_are_the_committed_records_and_nothing_else():
     for name, line in claims.items():
         assert f"python -m experiments.{name}" in line
         assert ("not yet run at this size" in line) == (name not in whole), name
+
+
+@pytest.mark.parametrize(("lost", "holds"), [(0.05, "yes"), (0.03, "no")])
+def test_an_acceptance_row_is_of_its_record(lost, holds):
+    records = {"digits_tgda": committed.read_records()["digits_tgda"]}
+    arms = records["digits_tgda"]["arms"]
+    left = arms["lbfgs/clean"]["final_accuracy"]["mean"] - lost
+    arms["lbfgs/tgda share=0.1"]["craft_seeds"] = {"mean": left, "values": [left] * 5}
+    rows = acceptance.rows(records, committed.RESULTS)
+    assert [row.split(" | ")[0] for row in rows] == ["| 14", "| 15", "| 15", "| 15"]
+    words = f"{100 * lost:.1f} [{100 * lost:.1f}, {100 * lost:.1f}]"
+    assert rows[2].endswith(f"| at least 4, about 6.4 | {words} | {holds} | digits_tgda |")
 
 
 def test_a_table_is_made_of_its_records_and_what_stands_around_it_stays():

@@ -212,6 +212,8 @@ def test_arms_that_do_not_fit_end_before_anything_is_written(tmp_path):
     check("player '' has no extractor", small_added.canceling("none", space="features"))
     check("num_classes = 4; its player has 3 logits",
           many(small_added.HEAD, labels="random", num_classes=4))  # fmt: skip
+    check("labels of the training set run from 0 to 2; num_classes = 2 allows 0 to 1",
+          added_arm(jp.attacks.label_flip, num_classes=2, expect=""))  # fmt: skip
     noise = added_arm(jp.attacks.random_noise, eps=0.1, expect="")
     check("gives a training set of (48, 8, 8, 1); 12 added points ask for (60, 8, 8, 1)", noise)
     with pytest.raises(InputError, match="constraint = box is for pixels; features may have none"):
