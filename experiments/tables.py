@@ -30,7 +30,12 @@ __all__ = ["APART", "PAGES", "RESULTS", "filled", "main", "own_tables", "read_re
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
 PAGES = (FOLDER.parent / "README.md", FOLDER / "README.md")
-APART = ("cifar10_dvae_leak", "cifar10_leak_probe", "gaussian_phase_transition")
+APART = (
+    "cifar10_dvae_leak",
+    "cifar10_leak_probe",
+    "gaussian_phase_transition",
+    "mnist_parameter_corruption",
+)
 MEASURED = (
     "| experiment | attack, budget | clean | random noise | poisoned | time | device |\n"
     "|---|---|---|---|---|---|---|\n"
