@@ -15,6 +15,7 @@ from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
 from jaxpoison.report.matrix_config import Attacker, MatrixConfig, PaperMatrixConfig
 from jaxpoison.report.matrix_job import matrix_job
+from jaxpoison.report.matrix_study import ZooSettings, usual_attackers, usual_defenses
 from jaxpoison.report.matrix_tables import published_cell
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.protections import Protection, purified_by, trained_with
@@ -50,6 +51,7 @@ __all__ = [
     "StudyConfig",
     "TargetedConfig",
     "Trainee",
+    "ZooSettings",
     "added_arm",
     "added_job",
     "apply_generator",
@@ -70,4 +72,6 @@ __all__ = [
     "published_cell",
     "purified_by",
     "trained_with",
+    "usual_attackers",
+    "usual_defenses",
 ]
