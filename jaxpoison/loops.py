@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpoison import check, checkpoint, hosts, signals, tree
+from jaxpoison import check, checkpoint, hosts, signals
 from jaxpoison.book import Book, Seconds
 from jaxpoison.types import (
     Attack,
@@ -33,7 +33,6 @@ from jaxpoison.types import (
     Scenario,
     Split,
     Streaming,
-    Sweep,
     Training,
 )
 
@@ -75,24 +74,10 @@ def _check(process, data):
     if isinstance(process, Attack):
         if isinstance(data, Split | Dataset):
             raise InputError(f"data is a {type(data).__name__}; an Attack runs on a Scenario")
-        if (sound := process.check) is not None:
-            for scenario in _scenarios(data):
-                sound(scenario)
+        if process.check is not None and isinstance(data, Scenario):
+            process.check(data)  # not of a Sweep: several hosts may hold its setups
     elif isinstance(process, Training) and isinstance(data, Scenario):
         raise InputError("data is a Scenario; a Training runs on a Split")
-
-
-def _scenarios(data):
-    """The Scenario, or those of a Sweep one by one."""
-    if isinstance(data, Sweep) and isinstance(data.data, Scenario):
-        own = data.data
-        if not jnp.ndim(data.number):
-            yield own
-            return
-        for s in range(len(data.number)):
-            yield own._replace(goal=tree.take(own.goal, s), index=own.index[s])
-    elif isinstance(data, Scenario):
-        yield data
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
