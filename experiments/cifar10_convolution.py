@@ -6,8 +6,8 @@ says how far they are. Victims as in Image Shortcut Squeezing (Liu et al. 2023):
 paper's: 100. The control is the paper's: one filter for all classes.
 Expected (that paper): clean 94.7, CUDA 18.5, one filter for all classes 90.5.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
-Device: one accelerator, estimated 15 minutes there; not made for a CPU, where --scale small shows
-the effect in minutes and reproduces nothing.
+Device: one accelerator, estimated 15 minutes there; not made for a CPU, where --scale small runs
+every part in minutes and reproduces nothing; whether it shows the effect was not measured.
 
     python -m experiments.cifar10_convolution --data-dir DATA_DIR
 """

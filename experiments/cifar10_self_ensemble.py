@@ -9,8 +9,8 @@ of the same size is a comparison of ours.
 Expected (README of that code, no defense): clean 94.7, SEP 3.9; the paper's own tables are not at
 hand, so for FA and FA-VR below SEP's order of size is our reading of the claim.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
-Device: one accelerator, estimated 2 hours there; not made for a CPU, where --scale small shows the
-effect in minutes and reproduces nothing.
+Device: one accelerator, estimated 2 hours there; not made for a CPU, where --scale small runs
+every part in minutes and reproduces nothing; whether it shows the effect was not measured.
 
     python -m experiments.cifar10_self_ensemble --data-dir DATA_DIR
 """
