@@ -73,7 +73,10 @@ def _check(process, data):
     check.images(data)
     if isinstance(process, Attack):
         if isinstance(data, Split | Dataset):
-            raise InputError(f"data is a {type(data).__name__}; an Attack runs on a Scenario")
+            kind = type(data).__name__
+            raise InputError(
+                f"data is a {kind}; an Attack runs on a Scenario (over_setups: a Sweep)"
+            )
         if process.check is not None and isinstance(data, Scenario):
             process.check(data)  # not of a Sweep: several hosts may hold its setups
     elif isinstance(process, Training) and isinstance(data, Scenario):

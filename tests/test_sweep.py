@@ -190,7 +190,7 @@ def test_two_hosts_give_the_bits_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: jp.tree.take(s.data.goal, 0), "the data are a Dataset; over_setups takes"),
+        (lambda s: jp.tree.take(s.data.goal, 0), r"data is a Dataset; .* \(over_setups: a Sweep\)"),
         (lambda s: s._replace(data=s.data.train), "sweep.data is a Dataset; it must be a Scenario"),
         (lambda s: s._replace(number=s.number[:2]), r"index has shape \(4, 6\); 2 setups ask"),
         (lambda s: s._replace(number=-s.number), "sweep.number must be whole numbers from 0"),
