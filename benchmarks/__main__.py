@@ -4,7 +4,7 @@
 
 About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
 forms, steps of generator attacks, crafting of gradient matching, attacks by added points,
-training-time defenses, D-VAE, unrolling.
+training-time defenses, purifiers, unrolling.
 """
 
 from benchmarks import (

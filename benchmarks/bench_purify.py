@@ -1,10 +1,12 @@
-"""D-VAE: one update of its fit and one purifying pass, ours against the same in PyTorch.
+"""Purifiers: D-VAE's fit and its pass against PyTorch, others against loops over images.
 
     python -m benchmarks.bench_purify [--repeats 12] [--problem NAME] [--smoke] [--out DIR]
 
-A fit step is forward, backward, clip and Adam on one batch; a pass is that of stage two, subtract
-and reconstruct (two forward passes in eval mode), latent noise and grey levels included. Without
-torch only our own column is measured. On a CPU the network has width 16, on an accelerator 64.
+D-VAE's fit is an epoch of a few updates (forward, backward, clip, Adam), as a run takes it; its
+pass is that of stage two, subtract and reconstruct (two forward passes in eval mode), latent noise
+and grey levels included. On a CPU the network has width 16, on an accelerator 64. JPEG and the
+median compete with pillow image by image, as published transforms call it; orthogonal projection,
+from grey levels to projected floats, with PyTorch. Without torch its columns are left out.
 """
 
 import functools
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bench_step, harness
+from benchmarks import bench_step, fixed_purifiers, harness
 from jaxpoison import defenses, models
 from jaxpoison.types import Dataset, InputError
 
@@ -24,21 +26,22 @@ CLASSES = 10
 
 
 class Problem(NamedTuple):
-    """A D-VAE on one batch of noise with random labels: its width, the image's side, B."""
+    """A D-VAE on noise with random labels: its width, the image's side, B, updates of an epoch."""
 
     name: str
     width: int
     side: int
     batch: int
+    updates: int
 
 
 def problems(*, smoke: bool = False, accelerator: bool = False) -> list[Problem]:
-    """What is measured on this kind of device."""
+    """D-VAEs that are measured on this kind of device."""
     if smoke:
-        return [Problem("D-VAE, tiny", 2, 8, 4)]
+        return [Problem("D-VAE, tiny", 2, 8, 4, 2)]
     if accelerator:
-        return [Problem("D-VAE", 64, 32, 128)]
-    return [Problem("D-VAE of width 16", 16, 32, 32)]
+        return [Problem("D-VAE", 64, 32, 128, 16)]
+    return [Problem("D-VAE of width 16", 16, 32, 32, 4)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,37 +58,47 @@ def measure(repeats: int, *, smoke: bool = False, only: str = "") -> dict[str, A
     """The record: a row per problem, work and precision of this device."""
     accelerator = jax.default_backend() != "cpu"
     known = problems(smoke=smoke, accelerator=accelerator)
-    wanted = [p for p in known if only.lower() in p.name.lower()]
+    names = [*(p.name for p in known), *fixed_purifiers.NAMES]
+    wanted = [name for name in names if only.lower() in name.lower()]
     if not wanted:
-        names = ", ".join(p.name for p in known)
-        raise InputError(f"no problem's name contains {only!r}; there are: {names}")
+        known_names = ", ".join(names)
+        raise InputError(f"no problem's name contains {only!r}; there are: {known_names}")
     if not bench_step.has_torch():
         print(bench_step.PIP)
     rows = [
         row(problem, work, precision, repeats)
-        for problem in wanted
-        for work in (fit_step, purification)
+        for problem in known
+        if problem.name in wanted
+        for work in (fit, purification)
         for precision in (bench_step.ON_ACCELERATOR if accelerator else bench_step.ON_CPU)
     ]
+    others = [name for name in fixed_purifiers.NAMES if name in wanted]
+    rows += [with_rates(fixed_purifiers.row(name, repeats, smoke=smoke)) for name in others]
     return harness.record("purify", {"repeats": repeats}, rows, smoke=smoke)
 
 
 def row(problem: Problem, work: Any, precision: Any, repeats: int) -> dict[str, Any]:
-    """One line; images per second by the median wall time."""
+    """One line of D-VAE."""
     found = bench_step.compare(*work(problem, precision), precision, repeats)
-    rates = {n: 1e3 * problem.batch / t["wall_ms"]["median"] for n, t in found["times"].items()}
-    return {
+    what = {
         "problem": problem.name,
         "work": work.__doc__.splitlines()[0].rstrip("."),
         "batch": problem.batch,
+        "updates": problem.updates,
         "precision": precision.name,
-        **found,
-        "images_per_s": {n: float(f"{rate:.6g}") for n, rate in rates.items()},
     }
+    return with_rates(what | found)
 
 
-def fit_step(problem: Problem, precision: Any) -> tuple[Any, Any]:
-    """Fit step."""
+def with_rates(row: dict[str, Any]) -> dict[str, Any]:
+    """A line with images per second by the median wall time."""
+    images = row["batch"] * row.get("updates", 1)
+    rates = {n: 1e3 * images / t["wall_ms"]["median"] for n, t in row["times"].items()}
+    return row | {"images_per_s": {n: float(f"{rate:.6g}") for n, rate in rates.items()}}
+
+
+def fit(problem: Problem, precision: Any) -> tuple[Any, Any]:
+    """Fit."""
     network, dataset = _start(problem, precision)
     settings = defenses.DVAESettings(
         epochs=10**6, batch_size=problem.batch, kld_targets=(1.0,), mag_start_epoch=0,
@@ -101,8 +114,9 @@ def fit_step(problem: Problem, precision: Any) -> tuple[Any, Any]:
     def baseline(how):
         from benchmarks.torch_baselines import dvae, steps
 
-        step = dvae.fit_step(start, dataset.image / 255, dataset.label, steps.Baseline(**how))
-        return functools.partial(bench_step.waited, step, steps.wait)
+        own = start, dataset.image / 255, dataset.label
+        epoch = dvae.fit(*own, steps.Baseline(**how), batch_size=problem.batch)
+        return functools.partial(bench_step.waited, epoch, steps.wait)
 
     return bench_step.running(program, key, state, dataset), baseline
 
@@ -129,7 +143,7 @@ def purification(problem: Problem, precision: Any) -> tuple[Any, Any]:
         from benchmarks.torch_baselines import dvae, steps
 
         own = jax.device_get(variables), dataset.image / 255, dataset.label
-        run = dvae.purification(*own, steps.Baseline(**how))
+        run = dvae.purification(*own, steps.Baseline(**how), batch_size=problem.batch)
         return functools.partial(bench_step.waited, run, steps.wait)
 
     return {"step": step, "cost": program.cost}, baseline
@@ -138,8 +152,9 @@ def purification(problem: Problem, precision: Any) -> tuple[Any, Any]:
 def _start(problem: Problem, precision: Any) -> tuple[Any, Dataset]:
     rng = np.random.default_rng(0)
     shape = (problem.side, problem.side, 3)
-    image = rng.integers(0, 256, (problem.batch, *shape)).astype(np.uint8)
-    label = rng.integers(0, CLASSES, problem.batch).astype(np.int32)
+    num = problem.batch * problem.updates
+    image = rng.integers(0, 256, (num, *shape)).astype(np.uint8)
+    label = rng.integers(0, CLASSES, num).astype(np.int32)
     network = models.dvae(shape, CLASSES, width=problem.width, dtype=precision.dtype)
     return network, Dataset(jnp.asarray(image), jnp.asarray(label))
 

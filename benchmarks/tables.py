@@ -81,9 +81,10 @@ def _purify(record: dict[str, Any]) -> list[str]:
         "| ours, images/s | theirs, images/s | compile, s | temp, MiB |"
     ]
     for row in record["rows"]:
-        cost, rates = row["cost"][OURS], row["images_per_s"]
+        rates, tail = row["images_per_s"], "- | - |"
         what = f"{row['problem']}, {row['batch']}, {row['precision']} | {row['work']}"
-        tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if cost := row.get("cost", {}).get(OURS):
+            tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
         if not row["ratio"]:
             rows.append(f"| {what} | - | - | - | {rates[OURS]:.0f} | - | {tail}")
         for other in row["ratio"]:

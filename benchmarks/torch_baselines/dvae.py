@@ -1,4 +1,4 @@
-"""D-VAE's fit step and purification (stem_end_block 7, aux_input "z") in PyTorch, eager."""
+"""D-VAE's fit and purification (stem_end_block 7, aux_input "z") in PyTorch, eager."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.torch_baselines.steps import Baseline, precision
 
-__all__ = ["Network", "fit_step", "loss", "purification"]
+__all__ = ["Network", "fit", "loss", "purification"]
 
 BLOCKS = (("stage1_block1", 1), ("stage1_block2", 1), ("stage2_block1", 2))
 
@@ -101,39 +101,50 @@ def loss(network: Network, image: torch.Tensor, label: torch.Tensor, noise: Any 
     return F.mse_loss(made, image) + F.mse_loss(both, image) + 0.01 * rate + size
 
 
-def fit_step(variables: Any, image: Any, label: Any, how: Baseline) -> Any:
-    """() -> the loss: forward, backward, clip, Adam, on one batch."""
+def fit(variables: Any, image: Any, label: Any, how: Baseline, *, batch_size: int) -> Any:
+    """() -> mean loss of an epoch: batches in random order; forward, backward, clip, Adam."""
     network = Network(variables, how)
     leaves = network.leaves()
     adam = torch.optim.Adam(leaves, lr=5e-3)
-    x = network.images(image)
-    y = torch.tensor(np.asarray(label), dtype=torch.long, device=network.device)
+    x, y = _stored(network, image, label)
 
-    def step():
+    def update(rows):
         with precision(how, network.device):
-            value = loss(network, x, y)
+            value = loss(network, x[rows], y[rows])
         adam.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(leaves, 5.0)
         adam.step()
         return value.detach()
 
-    return step
+    def epoch():
+        order = torch.randperm(len(y), device=network.device)
+        return torch.stack([update(rows) for rows in order.split(batch_size)]).mean()
+
+    return epoch
 
 
-def purification(variables: Any, image: Any, label: Any, how: Baseline) -> Any:
-    """() -> grey levels: subtract, then reconstruct (stage two), eval mode."""
+def purification(variables: Any, image: Any, label: Any, how: Baseline, *, batch_size: int) -> Any:
+    """() -> mean grey level of all rows: subtract, then reconstruct (stage two), eval mode."""
     network = Network(variables, how)
-    x = network.images(image)
-    y = torch.tensor(np.asarray(label), dtype=torch.long, device=network.device)
+    x, y = _stored(network, image, label)
 
-    def step():
+    def batch(image, label):
+        shifted = (image - network(image, label, None, train=False)[1]).clamp(0, 1)
+        made = network(shifted, label, None, train=False)[0].clamp(0, 1)
+        return (255 * made).to(torch.uint8)
+
+    def run():
         with torch.no_grad(), precision(how, network.device):
-            shifted = (x - network(x, y, None, train=False)[1]).clamp(0, 1)
-            made = network(shifted, y, None, train=False)[0].clamp(0, 1)
-            return (255 * made).to(torch.uint8).float().mean()
+            parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+            return torch.cat([batch(*part) for part in parts]).float().mean()
 
-    return step
+    return run
+
+
+def _stored(network: Network, image: Any, label: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.tensor(np.asarray(label), dtype=torch.long, device=network.device)
+    return network.images(image), y
 
 
 def _conv(x: torch.Tensor, p: Any, stride: int = 1, padding: int = 0) -> torch.Tensor:
