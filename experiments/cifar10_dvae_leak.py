@@ -70,7 +70,7 @@ class Config:
     """Where CIFAR-10 is."""
     dataset: str = "cifar10"
     """Or another one of at least as many images; labels are not read."""
-    rows: tuple[str, ...] = ("ops", "lsp")
+    rows: tuple[str, ...] = ("lsp", "ops")
     """Rows of the table, of these two."""
     width: int = 16
     """Of the network; the paper's is 64."""
