@@ -4,7 +4,7 @@
 
 About half an hour on two quiet cores, estimated. The order: steps, mappings, convolution
 forms, steps of generator attacks, crafting of gradient matching, attacks by added points,
-training-time defenses, purifiers, unrolling.
+training-time defenses, purifiers, unlearnable noise, unrolling.
 """
 
 from benchmarks import (
@@ -16,6 +16,7 @@ from benchmarks import (
     bench_matching,
     bench_purify,
     bench_step,
+    bench_unlearnable,
     bench_unroll,
     harness,
     tables,
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     common = ["--out", str(options.out)]
     common += ["--smoke"] if options.smoke else []
     timed = (bench_step, bench_mapping, bench_conv, bench_generator, bench_matching)
-    for benchmark in (*timed, bench_indiscriminate, bench_defenses, bench_purify):
+    later = (bench_indiscriminate, bench_defenses, bench_purify, bench_unlearnable)
+    for benchmark in (*timed, *later):
         benchmark.main(["--repeats", str(options.repeats), *common])
     bench_unroll.main(common)
     if options.out == harness.RESULTS:

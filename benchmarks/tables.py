@@ -95,6 +95,30 @@ def _purify(record: dict[str, Any]) -> list[str]:
     return _ruled(rows)
 
 
+def _unlearnable(record: dict[str, Any]) -> list[str]:
+    rows = [
+        "| problem, images, precision | work | against | wall, ours / theirs | CPU, ours / theirs "
+        "| ours, s | theirs, s | compile, s | temp, MiB |"
+    ]
+    for row in record["rows"]:
+        cost, seconds = row["cost"][OURS], {n: _seconds(t) for n, t in row["times"].items()}
+        what = f"{row['problem']}, {row['images']}, {row['precision']} | {row['work']}"
+        what += f", {row['passes']} passes" if row["passes"] else ""
+        tail = f"{cost['compile_s']:.1f} | {cost['temp_mib']:.0f} |"
+        if not row["ratio"]:
+            rows.append(f"| {what} | - | - | - | {seconds[OURS]} | - | {tail}")
+        for other in row["ratio"]:
+            ratios = f"{_spread(row['ratio'][other])} | {_spread(row['cpu_ratio'][other])}"
+            if "times_as_long" in row:
+                ratios = " | ".join(
+                    f"1 / {t['median']:,.0f}" for t in row["times_as_long"].values()
+                )
+            rows.append(
+                f"| {what} | {other} | {ratios} | {seconds[OURS]} | {seconds[other]} | {tail}"
+            )
+    return _ruled(rows)
+
+
 def _conv(record: dict[str, Any]) -> list[str]:
     """One table per set of forms; cells are library / form, CPU and wall."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -329,6 +353,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "matching": _matching,
     "indiscriminate": _indiscriminate,
     "purify": _purify,
+    "unlearnable": _unlearnable,
 }
 OF_PARTS = {
     "epoch_resnet18": _epoch,
@@ -350,6 +375,11 @@ OF_PARTS = {
     "deepconfuse_mnist": _effect,
 }
 TABLES |= {f"accelerator_{k}": lambda r, f=f: f(r["result"]) for k, f in OF_PARTS.items()}
+
+
+def _seconds(timing: dict[str, Any]) -> str:
+    seconds = timing["wall_ms"]["median"] / 1e3
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _spread(value: dict[str, Any]) -> str:

@@ -26,7 +26,9 @@ __all__ = [
     "error_minimizing",
     "precision",
     "scratch_mib",
+    "setup",
     "training",
+    "updater",
     "wait",
 ]
 
@@ -74,8 +76,8 @@ def training(problem: Any, variables: Any, batch: Any, how: Baseline) -> Running
       batch: the library's Batch.
       how: the baseline.
     """
-    model, images, label = _setup(problem, variables, batch.image, batch.label, how)
-    update = _updater(model, problems.TRAIN, how, list(model.parameters()))
+    model, images, label = setup(problem, variables, batch.image, batch.label, how)
+    update = updater(model, problems.TRAIN, how, list(model.parameters()))
     return Running(lambda: update(images, label), model)
 
 
@@ -92,14 +94,14 @@ def error_minimizing(
       frozen: whether the last layer alone is trained, all else in eval mode.
     """
     pixels = np.asarray(scenario.train.image, np.float32) / 255
-    model, clean, label = _setup(problem, variables, pixels, scenario.train.label, how)
+    model, clean, label = setup(problem, variables, pixels, scenario.train.label, how)
     weights = list(model.parameters())
     if frozen:
         last = list(model.children())[-1]
         weights = list(last.parameters())
         model.requires_grad_(False)
         last.requires_grad_(True)
-    update = _updater(model, problems.SURROGATE, how, weights, train=not frozen)
+    update = updater(model, problems.SURROGATE, how, weights, train=not frozen)
     noise = [torch.zeros_like(clean)]
 
     def step():
@@ -146,7 +148,16 @@ def scratch_mib(step: Callable[[], torch.Tensor]) -> float | None:
     return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
 
 
-def _setup(problem, variables, image, label, how):
+def setup(problem: Any, variables: Any, image: Any, label: Any, how: Baseline) -> tuple:
+    """(model, images [B, C, H, W], labels) on the device, in the layout of `how`.
+
+    Args:
+      problem: see `benchmarks.problems`.
+      variables: the library's Variables to start from.
+      image: [B, H, W, C] pixels in [0, 1].
+      label: [B].
+      how: the baseline.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = network(problem.network, problem.image_shape, problems.NUM_CLASSES, **problem.options)
     form = torch.channels_last if how.tuned else torch.contiguous_format
@@ -156,7 +167,8 @@ def _setup(problem, variables, image, label, how):
     return model, images, torch.tensor(np.asarray(label), dtype=torch.long, device=device)
 
 
-def _updater(model, rule, how, weights, *, train=True):
+def updater(model: Any, rule: Any, how: Baseline, weights: list, *, train: bool = True) -> Any:
+    """(images, labels) -> loss: one update of the weights by a `problems.Rule`."""
     optimizer = torch.optim.SGD(
         weights, lr=rule.rate, momentum=rule.momentum, weight_decay=rule.decay
     )
