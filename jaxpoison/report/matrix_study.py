@@ -23,7 +23,8 @@ class ZooSettings:
     """How long the attacks and defenses of a matrix work; the defaults are the papers'."""
 
     eps: float = 8 / 255
-    """L-infinity radius of the attacks that have one, pixels in [0, 1]."""
+    """L-infinity radius of the attacks that have one, pixels in [0, 1]; D-VAE's magnitude that
+    costs nothing goes with its square."""
     l2: float = 1.0
     """L2 norm of LSP and AR, pixels in [0, 1]."""
     patch: int = 8
@@ -60,6 +61,8 @@ class ZooSettings:
     """Channels of D-VAE's stem; 64 in the paper."""
     dvae_epochs: int = 60
     """Of each of its two stages."""
+    dvae_batch: int = 128
+    """Images of each of its steps."""
     ueraser_epochs: int = 50
     """In which UEraser chooses among five copies; then one."""
     pgd_steps: int = 10
@@ -238,7 +241,11 @@ def usual_defenses(
         "dvae": lambda: purified_by(
             defenses.dvae,
             models.dvae(image_shape, num_classes, width=config.dvae_width),
-            defenses.DVAESettings(epochs=config.dvae_epochs),
+            defenses.DVAESettings(
+                epochs=config.dvae_epochs,
+                batch_size=config.dvae_batch,
+                mag_floor=0.002 * (config.eps / (8 / 255)) ** 2,
+            ),
         ),
         "ueraser": lambda: trained_with(
             defenses.ueraser, epochs=config.ueraser_epochs, recipe=own(recipes.ueraser)
