@@ -15,6 +15,8 @@ import functools
 
 import jaxpoison as jp
 from jaxpoison.report import (
+    AttackName,
+    DefenseName,
     MatrixConfig,
     ZooSettings,
     command_line,
@@ -28,8 +30,8 @@ from jaxpoison.report import (
 class Config(ZooSettings, MatrixConfig):
     """Settings of the defense matrix on Fashion-MNIST."""
 
-    attacks: tuple[str, ...] = ("error-minimizing", "error-maximizing", "lsp", "one-pixel")
-    defenses: tuple[str, ...] = (
+    attacks: tuple[AttackName, ...] = ("error-minimizing", "error-maximizing", "lsp", "one-pixel")
+    defenses: tuple[DefenseName, ...] = (
         "jpeg-10",
         "bit-depth",
         "blur",

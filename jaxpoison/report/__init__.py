@@ -15,7 +15,13 @@ from jaxpoison.report.images import ImageConfig, PaperConfig
 from jaxpoison.report.main_job import main_job, transfer_job
 from jaxpoison.report.matrix_config import Attacker, MatrixConfig, PaperMatrixConfig
 from jaxpoison.report.matrix_job import matrix_job
-from jaxpoison.report.matrix_study import ZooSettings, usual_attackers, usual_defenses
+from jaxpoison.report.matrix_study import (
+    AttackName,
+    DefenseName,
+    ZooSettings,
+    usual_attackers,
+    usual_defenses,
+)
 from jaxpoison.report.matrix_tables import published_cell
 from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.protections import Protection, purified_by, trained_with
@@ -28,7 +34,9 @@ from jaxpoison.report.targeted_job import targeted_job
 from jaxpoison.report.targeted_record import mean_over_victims
 
 __all__ = [
+    "AttackName",
     "Attacker",
+    "DefenseName",
     "MatrixConfig",
     "PaperMatrixConfig",
     "Protection",

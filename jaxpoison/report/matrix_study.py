@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxpoison import attacks, check, defenses, models
 from jaxpoison.perturb import Budget
@@ -15,13 +15,27 @@ from jaxpoison.report.protections import Protection, purified_by, trained_with
 from jaxpoison.types import Split, Victim
 from jaxpoison.victims import Recipe, recipes
 
-__all__ = ["ZooSettings", "usual_attackers", "usual_defenses"]
+__all__ = ["AttackName", "DefenseName", "ZooSettings", "usual_attackers", "usual_defenses"]
+
+AttackName = Literal[
+    "error-minimizing", "robust-error-minimizing", "stable-error-minimizing", "error-maximizing",
+    "self-ensemble", "hypocritical", "lsp", "autoregressive", "one-pixel", "convolution",
+    "deepconfuse", "gue",
+]  # fmt: skip
+DefenseName = Literal[
+    "grayscale", "jpeg-10", "bit-depth", "blur", "orthogonal-projection", "dvae", "ueraser",
+    "adversarial", "mixup", "cutmix", "cutout",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class ZooSettings:
     """How long the attacks and defenses of a matrix work; the defaults are the papers'."""
 
+    attacks: tuple[AttackName, ...] = ()
+    """Rows to compute; none is all. The clean set is always one."""
+    defenses: tuple[DefenseName, ...] = ()
+    """Columns to compute; none is all. No defense is always one."""
     eps: float = 8 / 255
     """L-infinity radius of the attacks that have one, pixels in [0, 1]; D-VAE's magnitude that
     costs nothing goes with its square."""
