@@ -42,6 +42,8 @@ class Config(PaperConfig):
         "test_images": 1000,
         "eps": 16 / 255,
         "steps": 50,
+        "adversarial": "pgd",
+        "adversarial_steps": 4,
         "robust": (8 / 255,),
     }
 
