@@ -152,6 +152,67 @@ def test_schedules():
     assert DVAESettings(epochs=5, mag_start_epoch=0).first_mag_epoch == 0
 
 
+def slope_stub():
+    """x^ = x + w, so that L = w^2: no code, no p^."""
+
+    def apply(variables, image, label, noise, *, train):
+        del label, noise, train
+        code = jnp.zeros((image.shape[0], *CODE))
+        return Disentangled(image + variables.params["w"], None, code, None), {}
+
+    init = lambda key: jp.Variables({"w": 0.5 + 0 * jax.random.normal(key, ())}, {})  # noqa: E731
+    return Disentangler(init, apply, SHAPE, CODE, CLASSES)
+
+
+@pytest.mark.parametrize("optimizer, clip_norm", (("sgd", 0.05), ("adam", 5.0)))
+def test_updates_follow_the_schedule_and_the_clip(optimizer, clip_norm):
+    """Three an epoch at the rates r, 3/4 r, 1/4 r; 13 rows in batches of 4, the last left out."""
+    own = settings(
+        epochs=3, kld_targets=(1.0,), output="rec", learning_rate=0.01, optimizer=optimizer,
+        clip_norm=clip_norm,
+    )  # fmt: skip
+    purifier = jp.defenses.dvae(slope_stub(), own)
+    state, info = jp.run(purifier, KEY, pictures(), num_steps=3)
+    rates = np.repeat([0.01, 0.0075, 0.0025], 3)
+    want = 0.5 - clip_norm * rates.sum()  # the gradient, 2 w, is longer all the way
+    if optimizer == "adam":
+        w, first, second = 0.5, 0.0, 0.0
+        for t, rate in enumerate(rates, 1):
+            first, second = 0.9 * first + 0.1 * 2 * w, 0.999 * second + 0.001 * 4 * w**2
+            w -= rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        want = w
+    np.testing.assert_allclose(state.phi.variables.params["w"], want, rtol=1e-5)
+    np.testing.assert_allclose(info.grad_norm[0], 1, rtol=0.05)
+
+
+ABLATIONS = {  # a setting of section 12 of the specification: (of the network, of the fit)
+    "feature": ({"aux_input": "feature"}, {}),
+    "class, broadcast": ({"aux_input": "class", "embedding": "broadcast"}, {}),
+    "one stage, x^": ({}, {"kld_targets": (2.0,), "output": "rec"}),
+    "plain VAE": ({"aux_input": None}, {"kld_targets": (0.5,), "output": "rec"}),
+    "auto-encoder": (
+        {"aux_input": None, "variational": False, "latent": 1},
+        {"kld_targets": (1.0,), "output": "rec", "optimizer": "sgd", "learning_rate": 0.1},
+    ),
+    "input noise, no L_mag": ({}, {"input_noise_std": 0.062, "mag_start_epoch": 10**6}),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_can_be_fitted(name):
+    """A step of a small network keeps its state's shapes."""
+    of_network, of_fit = ABLATIONS[name]
+    network = jp.models.dvae(SHAPE, CLASSES, width=2, **of_network)
+    purifier = jp.defenses.dvae(network, settings(**of_fit))
+    dataset = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, pictures()))
+    state = jax.eval_shape(purifier.init, KEY, dataset)
+    after, info = jax.eval_shape(purifier.step, KEY, state, dataset)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert info.kld.shape == ()
+
+
 def test_what_each_epoch_pays():
     """A stub's loss: target k of each stage by its weight, and the magnitude once it counts."""
     own = settings(epochs=3, kld_targets=(0.5, 3.0), mag_start_epoch=2, mag_floor=0.1)

@@ -16,6 +16,8 @@ STEM7 = 1_728 + 128 + 147_456 + 512 + 229_376 + 768
 BLOCK8 = 9 * 2 * 128 * 128 + 4 * 128  # the second block of the second stage
 STAGE3 = 9 * (128 * 256 + 3 * 256 * 256) + 128 * 256 + 10 * 256
 STAGE4 = 9 * (256 * 512 + 3 * 512 * 512) + 256 * 512 + 10 * 512
+BLOCK3 = 9 * (128 * 256 + 256 * 256) + 128 * 256 + 6 * 256  # the first of the third stage
+BLOCK4 = 9 * (256 * 512 + 512 * 512) + 256 * 512 + 6 * 512
 UP4 = 16 * 256 * 128 + 128 + (9 * 128 * 128 + 128) + (16 * 128 * 64 + 64) + 9 * 64 * 3 + 3
 UP8 = (16 * 512 * 256 + 256) + (9 * 256 * 128 + 128) + (16 * 128 * 64 + 64)
 UP8 += (9 * 64 * 32 + 32) + (16 * 32 * 3 + 3)
@@ -28,9 +30,17 @@ SIZES = {  # (shape, options): (parameters, code)
         (16, 16, 8),
     ),
     (CIFAR, (("stem_end_block", 9),)): (1_181_382 + BLOCK8, (16, 16, 256)),
+    (CIFAR, (("stem_end_block", 11), ("aux_input", None))): (
+        STEM7 + BLOCK8 + BLOCK3 + 3 * 257 * 256 + UP4,
+        (8, 8, 256),
+    ),
     (CIFAR, (("stem_end_block", 13), ("aux_input", None))): (
         STEM7 + BLOCK8 + STAGE3 + 3 * 257 * 256 + UP4,
         (8, 8, 256),
+    ),
+    ((224, 224, 3), (("stem_end_block", 15),)): (
+        STEM7 + BLOCK8 + STAGE3 + BLOCK4 + 2 * 513 * 256 + 257 * 512 + 2 * UP8 + 10 * 401_408,
+        (28, 28, 256),
     ),
     ((224, 224, 3), (("stem_end_block", 17), ("embedding", "broadcast"))): (
         STEM7 + BLOCK8 + STAGE3 + STAGE4 + 2 * 513 * 256 + 257 * 512 + 2 * UP8 + 5_120,
