@@ -137,7 +137,8 @@ def _row(work: Work, config: Config, name: str) -> dict[str, Any]:
     label_key, poison_key, fit_key, *keys = jax.random.split(jax.random.key(config.seed), 6)
     loaded = jp.data.load(config.dataset, f"train[:{num}]", config.data_dir)
     label = jax.random.randint(label_key, (len(loaded.label),), 0, row.classes)
-    clean = jp.Dataset(jnp.asarray(_shrunk(loaded.image, config.shrink)), label)
+    image = jp.data.shrunk(loaded, config.shrink).image
+    clean = jp.Dataset(jnp.asarray(image), label)
     dirty = _poisoned(poison_key, clean, row)
     shape = tuple(clean.image.shape[1:])
     network = jp.models.dvae(shape, row.classes, width=config.width)
@@ -194,14 +195,6 @@ def judged(row: dict[str, Any], gate: dict[str, float], targets: tuple[float, ..
         "gain": lambda limit: gain >= limit,
     }
     return {name: bool(met[name](limit)) for name, limit in gate.items()}
-
-
-def _shrunk(image: Any, side: int) -> np.ndarray:
-    """Mean of each block of side x side pixels, rounded to grey levels."""
-    image = np.asarray(image)
-    n, h, w, c = image.shape
-    blocks = image.reshape(n, h // side, side, w // side, side, c).astype(np.float64)
-    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
 
 
 def _poisoned(key: Any, clean: jp.Dataset, row: Row) -> jp.Dataset:

@@ -4,6 +4,7 @@ from jaxpoison.data import augment, mixing, poisoned, rounding, setups, syntheti
 from jaxpoison.data.check_dataset import check_dataset
 from jaxpoison.data.export import export
 from jaxpoison.data.setups import Setup, without_targets
+from jaxpoison.data.shrinking import shrunk
 from jaxpoison.data.sources import class_names, digits, from_npz, from_tfds, load
 from jaxpoison.data.stream import Rows, StreamSplit, hold, stream
 from jaxpoison.data.subsets import first_per_class, poison_rows, split_validation
@@ -31,6 +32,7 @@ __all__ = [
     "poisoned",
     "rounding",
     "setups",
+    "shrunk",
     "split_validation",
     "stack_setups",
     "stream",
