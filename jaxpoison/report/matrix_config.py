@@ -36,7 +36,8 @@ class _Matrix:
     """Columns to compute, by name; none is all. No defense is always one."""
     cache: bool = True
     """Take poisons and cells of equal settings from RUNS/cache, and keep them there, so that
-    another run (of more rows, say) computes only what is new."""
+    another run (of more rows, say) computes only what is new. Other package versions and edits of
+    the package's code, but for its reports, begin anew."""
 
     def chosen(self, what: str, named: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `named` that the setting `what` names, in the order of `named`.

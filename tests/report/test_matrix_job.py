@@ -159,6 +159,23 @@ def test_other_seeds_recipes_and_settings_are_computed(whole, study):
     assert accuracies(changed["off"])["none/lsp"] == accuracies(whole)["none/lsp"]
 
 
+def test_other_networks_and_inner_defenses_of_equal_settings_are_computed(whole, study, attackers):
+    _, job = study
+    tap = {"eps": 0.2, "num_classes": 10, "num_steps": 2, "budget": LINF, "expect": "lower"}
+    other = jp.models.create("logistic_regression", (8, 8, 1), 10, mean=(0.5,))
+    row = Attacker(arm(jp.attacks.error_maximizing, other, **tap), attackers["tap"].knows)
+    assert row.arm.facts() == attackers["tap"].arm.facts()
+    columns = {
+        "composed": trained_with(jp.defenses.compose, jp.defenses.mixup()),
+        "other": trained_with(jp.defenses.compose, jp.defenses.mixup(alpha=8.0)),
+    }
+    record = job("networks", rows={"tap": row}, columns=columns)["arms"]
+    assert {n for n, entry in record.items() if entry["defended"]["cached"]} == {"none/clean"}
+    assert record["none/tap"]["poison"] != whole["arms"]["none/tap"]["poison"]
+    both = accuracies(job("again", rows={"tap": row}, columns=columns))
+    assert both["composed/clean"] != both["other/clean"]
+
+
 def test_the_table_in_markdown_and_the_picture(whole, study):
     lines = matrix_tables.markdown(whole)
     assert lines[0] == "| attack | none | bit-depth | adversarial |"
