@@ -1,10 +1,12 @@
 """Answers from outside the code under test: closed forms, finite differences, tiny nets."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.datasets import load_sample_image
 
 from jaxpoison.types import (
     Bilevel,
@@ -250,3 +252,17 @@ def natural_images(num: int, channels: int = 3, side: int = 32) -> np.ndarray:
     field = field[..., :1] + 0.12 * field[..., 1:]
     field = 128 + 60 * field / field.std(axis=(1, 2, 3), keepdims=True)
     return np.clip(np.rint(field + 2 * rng.normal(size=field.shape)), 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def photographs(num: int) -> np.ndarray:
+    """Crops of 32 x 32 from two photographs of scikit-learn, at a quarter of their size; uint8."""
+    rng, found = np.random.default_rng(0), []
+    for name in ("china.jpg", "flower.jpg"):
+        whole = load_sample_image(name)
+        height, width = whole.shape[0] // 4, whole.shape[1] // 4
+        small = whole[: 4 * height, : 4 * width].reshape(height, 4, width, 4, 3).mean((1, 3))
+        for _ in range(num // 2):
+            i, j = rng.integers(0, (height - 31, width - 31))
+            found.append(np.rint(small[i : i + 32, j : j + 32]).astype(np.uint8))
+    return np.stack(found)

@@ -37,6 +37,7 @@ __all__ = [
     "hypocritical",
     "hypocritical_surrogate",
     "iss",
+    "iss_adversarial",
     "lsp",
     "metapoison",
     "mnist_canceling",
@@ -100,6 +101,17 @@ def dvae_adversarial(*, epochs: int = 100) -> Recipe:
 def iss(*, epochs: int = 60) -> Recipe:
     """Liu et al. 2023, image shortcut squeezing; `epochs=200` for a ViT."""
     return dataclasses.replace(_common(epochs, "ISS code, main.py"), schedule="cosine")
+
+
+def iss_adversarial(*, epochs: int = 100) -> Recipe:
+    """Liu et al. 2023, adversarial training: `iss` on PGD-10 examples at 0.031, step 0.007."""
+    return dataclasses.replace(
+        iss(epochs=epochs),
+        adversarial="pgd",
+        adversarial_eps=0.031,
+        adversarial_step=0.007,
+        source="ISS code, main.py, adversarial training",
+    )
 
 
 def bridgepure(*, epochs: int = 120) -> Recipe:

@@ -1,14 +1,11 @@
 """JPEG against the standard's arithmetic in numpy: planes, tables, DCT, rounding, upsampling."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_sample_image
 
 import jaxpoison as jp
-from tests.oracles import natural_images
+from tests.oracles import natural_images, photographs
 
 KEY = jax.random.key(0)
 LUMA = """16 11 10 16 24 40 51 61  12 12 14 19 26 58 60 55  14 13 16 24 40 57 69 56
@@ -100,20 +97,9 @@ def codec(image, quality, *, sub=True):
     return np.clip(np.stack(parts, axis=2), 0, 255)
 
 
-@functools.cache
-def photographs(num=50):
-    """Crops of 32 x 32 from two photographs of scikit-learn, at a quarter of their size."""
-    rng, found = np.random.default_rng(0), []
-    for name in ("china.jpg", "flower.jpg"):
-        whole = load_sample_image(name)
-        height, width = whole.shape[0] // 4, whole.shape[1] // 4
-        small = np.rint(
-            whole[: 4 * height, : 4 * width].reshape(height, 4, width, 4, 3).mean((1, 3))
-        )
-        for _ in range(num // 2):
-            i, j = rng.integers(0, (height - 31, width - 31))
-            found.append(small[i : i + 32, j : j + 32].astype(np.uint8))
-    return jp.Dataset(np.stack(found), np.arange(num, dtype=np.int32) % 3)
+def pictures(channels=3):
+    image = photographs(50)[..., :channels]
+    return jp.Dataset(image, np.arange(50, dtype=np.int32) % 3)
 
 
 def natural(num):
@@ -137,7 +123,7 @@ def test_the_tables_of_quality_10():
     [(10, True, 0.99), (50, True, 0.98), (90, True, 0.95), (10, False, 0.99)],  # finer: more ties
 )
 def test_color_images_are_those_of_the_standard(quality, sub, least):
-    dataset = photographs()
+    dataset = pictures()
     found = purified(dataset, quality=quality, subsampling="4:2:0" if sub else "4:4:4")
     wanted = np.stack([codec(x, quality, sub=sub) for x in dataset.image])
     assert found.dtype == np.uint8
@@ -145,8 +131,7 @@ def test_color_images_are_those_of_the_standard(quality, sub, least):
 
 
 def test_gray_images_are_those_of_the_standard():
-    colored = photographs()
-    dataset = colored._replace(image=colored.image[..., 1:2])
+    dataset = pictures(channels=1)
     wanted = np.stack([of_plane(x[..., 0], tables(10)[0]) for x in dataset.image])[..., None]
     found = purified(dataset)
     assert np.mean(found == wanted) >= 0.99 and np.mean(np.abs(found - wanted)) <= 0.2

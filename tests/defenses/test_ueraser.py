@@ -11,6 +11,7 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.defenses.train import ueraser as module
 from jaxpoison.victims.learner import cross_entropy
+from tests.oracles import photographs
 
 KEY, SHAPE, CLASSES, ROWS, COPIES = jax.random.key(3), (3, 3, 3), 4, 6, 5
 
@@ -41,7 +42,7 @@ def dimming(monkeypatch):
     def scales(key):
         return jax.random.uniform(key, (ROWS, 1, 1, 1))
 
-    monkeypatch.setattr(module, "erasing", lambda probability: lambda k, x: scales(k) * x)
+    monkeypatch.setattr(module, "erasing", lambda probability, jpeg: lambda k, x: scales(k) * x)
     own_key, _ = jax.random.split(KEY)
     return np.stack([scales(jax.random.fold_in(own_key, j)) for j in range(COPIES)])
 
@@ -97,6 +98,20 @@ def test_standard_compares_in_the_first_epochs_without_a_second_program(dimming)
     assert step._cache_size() == 1
 
 
+def test_ueraser_jpeg_trains_on_compressed_copies():
+    """Without the other parts: levels of pillow at that quality, whatever the key."""
+    image = jnp.asarray(photographs(4), jnp.float32) / 255
+    data = jp.Dataset(jnp.asarray(photographs(4)), jnp.zeros(4, jnp.int32))
+    wanted, _ = jp.defenses.fit_purify(jp.defenses.jpeg(), KEY, data)
+    batch = jp.Batch(image, data.label, jnp.ones(4), jnp.arange(4, dtype=jnp.int32))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("channel_shuffle", "trivial_augment"):
+            patch.setattr(module, name, lambda: lambda key, image: image)
+        defense = jp.defenses.ueraser("lite", probability=0.0, jpeg=10)
+        seen = defense(lambda victim, key, variables, batch: batch)(None, KEY, None, batch)
+    assert np.mean(np.rint(255 * np.asarray(seen.image)) == np.asarray(wanted.image)) > 0.95
+
+
 def test_erasing_is_its_four_parts_in_order():
     """Probability 0 leaves channels and TrivialAugment; colors are permuted, not mixed."""
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(200, 1, 1, 3)), jnp.float32)
@@ -116,8 +131,10 @@ def test_erasing_is_its_four_parts_in_order():
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(module, name, note(name))
+        patch.setattr(module, "compressed", lambda quality: note(quality)())
         jp.defenses.erasing()(KEY, image)
-    assert tuple(seen) == names
+        jp.defenses.erasing(jpeg=(10, 99))(KEY, image)
+    assert tuple(seen) == (*names, *names, (10, 99))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "trivial_augment", lambda: lambda key, image: image)
@@ -136,6 +153,7 @@ def test_erasing_is_its_four_parts_in_order():
         (lambda: jp.defenses.ueraser(copies=0), "^copies = 0; it must be at least 1"),
         (lambda: jp.defenses.ueraser(epochs=-1), "^epochs = -1; it must be at least 0"),
         (lambda: jp.defenses.ueraser(probability=2), "^probability = 2"),
+        (lambda: jp.defenses.ueraser(jpeg=0), "^quality = 0; it must be at least 1"),
         (lambda: loss(jp.defenses.ueraser(), *problem()), "^the epoch is not known: UEraser's"),
     ],
 )

@@ -116,6 +116,15 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
     ),
     ("iss", {}, 60, COMMON, "cosine"),
     (
+        "iss_adversarial",
+        {},
+        100,
+        COMMON
+        | {"adversarial": "pgd", "adversarial_eps": 0.031, "adversarial_step": 0.007}
+        | {"adversarial_steps": 10},
+        "cosine",
+    ),
+    (
         "ueraser",
         {},
         200,

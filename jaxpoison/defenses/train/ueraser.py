@@ -7,6 +7,7 @@ from jax import lax
 from jaxpoison import check
 from jaxpoison.data.augment import Augmentation, compose
 from jaxpoison.data.colors import channel_shuffle, sometimes
+from jaxpoison.data.compression import jpeg as compressed
 from jaxpoison.data.plasma import plasma_brightness, plasma_contrast
 from jaxpoison.data.policies import trivial_augment
 from jaxpoison.types import InputError, TrainingDefense
@@ -22,6 +23,7 @@ def ueraser(
     copies: int = 5,
     epochs: int = 50,
     probability: float = 0.5,
+    jpeg: int | tuple[int, int] | None = None,
 ) -> TrainingDefense:
     """l_i = max_j CE(f(A_j(x_i)), y_i), j < K, A_j independent draws of `erasing`.
 
@@ -36,6 +38,8 @@ def ueraser(
       copies: K, at least 1.
       epochs: E_a, of "standard".
       probability: of each plasma, per image; 1 in the authors' notebook and in APBench.
+      jpeg: the quality of "UEraser-JPEG", which compresses each copy last: 10, or (10, 99), drawn
+        for the batch; None for none. APBench takes it, with probability = 0.8, for TAP and AR.
 
     Returns: a TrainingDefense; "standard" needs a learner that counts epochs, as those of
       `victims.victim_training` do.
@@ -48,7 +52,7 @@ def ueraser(
     check.one_of(MODES, mode=mode)
     check.at_least(1, copies=copies)
     check.at_least(0, epochs=epochs)
-    augment = erasing(probability=probability)
+    augment = erasing(probability=probability, jpeg=jpeg)
 
     def defense(losses):
         def changed(victim, key, variables, batch):
@@ -88,18 +92,22 @@ def ueraser(
     return defense
 
 
-def erasing(*, probability: float = 0.5) -> Augmentation:
+def erasing(*, probability: float = 0.5, jpeg: int | tuple[int, int] | None = None) -> Augmentation:
     """A: plasma brightness, plasma contrast, shuffled channels, TrivialAugment, in this order.
 
     Args:
       probability: of the first and of the second, per image; of the third it is 1/2.
+      jpeg: as of `ueraser`; `data.compression.jpeg` after the others.
 
-    Errors: InputError for a probability outside [0, 1].
-    Source: Qin et al. 2023, released code, ueraser.py.
+    Errors: InputError for a probability outside [0, 1], a quality as in `data.compression.jpeg`.
+    Source: Qin et al. 2023, released code, ueraser.py. Differs from it: images are compressed each
+      by itself, not as tiles of one picture of the batch, whose chroma planes blend at the seams.
     """
+    last = () if jpeg is None else (compressed(jpeg),)
     return compose(
         sometimes(plasma_brightness(), probability),
         sometimes(plasma_contrast(), probability),
         sometimes(channel_shuffle(), 0.5),
         trivial_augment(),
+        *last,
     )
