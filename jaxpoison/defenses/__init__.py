@@ -25,7 +25,7 @@ from jaxpoison.defenses.filter.sphere import slab, sphere
 from jaxpoison.defenses.fits import converged, trained
 from jaxpoison.defenses.known import Known
 from jaxpoison.defenses.leak import Leak, leak_probe
-from jaxpoison.defenses.purified import fit_purify, fixed
+from jaxpoison.defenses.purified import chain, fit_purify, fixed
 from jaxpoison.defenses.purify.dvae import DVAEInfo, DVAESettings, DVAEState, dvae
 from jaxpoison.defenses.purify.jpeg import jpeg
 from jaxpoison.defenses.purify.orthogonal_projection import lfu, orthogonal_projection
@@ -60,6 +60,7 @@ __all__ = [
     "augmented",
     "bilateral",
     "bit_depth",
+    "chain",
     "compose",
     "converged",
     "cutmix",

@@ -3,7 +3,7 @@
 import jax
 
 from jaxpoison.data.augment import Augmentation
-from jaxpoison.types import TrainingDefense
+from jaxpoison.types import InputError, Purifier, TrainingDefense
 
 __all__ = ["augmented", "compose"]
 
@@ -13,7 +13,16 @@ def compose(*defenses: TrainingDefense) -> TrainingDefense:
 
     compose(mixup(), adversarial(eps=8 / 255)) mixes the batch and trains on adversarial examples of
     the mixed images.
+
+    Errors: InputError for a Purifier, which changes the set before training (`chain`), or anything
+      else that is no function.
     """
+    for one in defenses:
+        if isinstance(one, Purifier) or not callable(one):
+            raise InputError(
+                f"a defense is a {type(one).__name__}; compose takes training-time defenses, chain "
+                "takes purifiers"
+            )
 
     def defense(losses):
         for one in reversed(defenses):
