@@ -30,6 +30,7 @@ from jaxpoison.types import (
     Dataset,
     InputError,
     Key,
+    Purifier,
     Scenario,
     Split,
     Streaming,
@@ -81,6 +82,11 @@ def _check(process, data):
             process.check(data)  # not of a Sweep: several hosts may hold its setups
     elif isinstance(process, Training) and isinstance(data, Scenario):
         raise InputError("data is a Scenario; a Training runs on a Split")
+    elif isinstance(process, Purifier):
+        if not isinstance(data, Dataset):
+            raise InputError(f"data is a {type(data).__name__}; a Purifier is fitted to a Dataset")
+        if process.check is not None:
+            process.check(data)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -500,12 +500,15 @@ class Purifier(NamedTuple):
         Images uint8 unless the purifier says otherwise. Called outside jit: it may batch on the
         host, or use a codec.
       num_steps: of the fit; 0 where there is nothing to fit.
+      check: what the fit asks of a Dataset, by its values: an `InputError` for what it cannot take.
+        `run` and `run_chunks` ask it before they compute; None asks nothing.
     """
 
     init: Callable[..., PyTree]
     step: Callable[..., tuple[PyTree, Any]]
     apply: Callable[..., Dataset]
     num_steps: int = 0
+    check: Callable[[Dataset], None] | None = None
 
 
 class Streaming(NamedTuple):

@@ -18,6 +18,13 @@ HEAD = jp.models.logistic_regression((1, 1, 3), 2)
 ARRAYS = HEAD.init(KEY)
 SETTINGS = victims.ToConvergence(1e-3)
 FLIP = jp.attacks.label_flip(num_classes=2)
+GRAY = defenses.grayscale()
+SQUARES = Dataset(jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros(4, jnp.int32))
+OTHERS = SQUARES._replace(label=SET.label + 2)
+IMAGES = jnp.zeros((2, 8, 8, 3))
+MIXUP = defenses.mixup()
+DVAE = jp.models.dvae((8, 8, 3), 2, width=4)
+STACKED = jax.tree.map(lambda x: jnp.stack([x, x]), ARRAYS)
 
 
 def call(function, *parts, **options):
@@ -40,6 +47,22 @@ def player(**fields):
 
 def arm(factory, **options):
     return call(report.added_arm, factory, expect="-", **options)
+
+
+def purify(purifier, dataset=SQUARES):
+    return call(defenses.fit_purify, purifier, KEY, dataset)
+
+
+def one_target():
+    """What `DVAESettings(kld_targets=3.0)` does where no type checker stands around it."""
+    settings = defenses.DVAESettings()
+    object.__setattr__(settings, "kld_targets", 3.0)
+    settings.__post_init__()
+
+
+def at_surrogate(factory, **options):
+    attack = factory(HEAD, eps=0.1, **options)
+    return call(jp.run, attack, KEY, jp.Scenario(SET, SET, jnp.arange(1), STACKED), num_steps=1)
 
 
 def constrained(factory, *parts, **options):
@@ -142,6 +165,61 @@ ROWS = {
     "a player's extractor": (player(extractor=HEAD), "extractor of player '' is a Victim"),
     "a player's filters": (player(filters={"f": 3}), "filter 'f' is an int; it must be a Filter"),
     "a player's rows": (player(trusted=Split(SET, SET)), "trusted of player '' is a Split"),
+    "window of a mean": (purify(defenses.mean(size=17)), "size = 17; of images of 8 x 8 pixels it"),
+    "of a median": (purify(defenses.median(size=101)), "size = 101; of images of 8 x 8 pixels it"),
+    "of a Gaussian": (purify(defenses.gaussian(size=17)), "size = 17; of images of 8 x 8 pixels"),
+    "of a bilateral": (purify(defenses.bilateral(size=17)), "8 x 8 pixels it must be at most 15"),
+    "cutout": (
+        lambda: data.augment.cutout(16)(KEY, IMAGES),
+        "size = 16; of images of 8 x 8 pixels it must be at most 8",
+    ),
+    "jpeg of floats": (
+        purify(defenses.jpeg(), Dataset(IMAGES, SET.label[:2])),
+        "images are float32; this purifier takes uint8 grey levels, as data.rounding.to_uint8 and",
+    ),
+    "projection of other classes": (
+        purify(defenses.orthogonal_projection(num_classes=2), OTHERS),
+        "labels of the training set run from 2 to 2; num_classes = 2 allows 0 to 1",
+    ),
+    "purifier": (purify(MIXUP), "purifier is a function; it must be a Purifier"),
+    "purified": (purify(GRAY, Split(SQUARES, SQUARES)), "dataset is a Split; it must be a Dataset"),
+    "a fit's data": (
+        call(jp.run, GRAY, KEY, Split(SQUARES, SQUARES), num_steps=1),
+        "data is a Split; a Purifier is fitted to a Dataset",
+    ),
+    "compose": (call(defenses.compose, GRAY), "a defense is a Purifier; compose takes"),
+    "compose both": (call(defenses.compose, MIXUP, GRAY), "chain takes purifiers"),
+    "compose a name": (call(defenses.compose, "mixup"), "a defense is a str; compose takes"),
+    "chain": (call(defenses.chain, GRAY, MIXUP), "purifier is a function; it must be a"),
+    "kld_targets": (
+        one_target,
+        "kld_targets = 3.0; they must be a sequence, such as (1.0, 3.0)",
+    ),
+    "settings of D-VAE": (
+        call(defenses.dvae, DVAE, {"epochs": 1}), "settings is a dict; it must be a DVAESettings",
+    ),
+    "network of D-VAE": (call(defenses.dvae, HEAD), "network is a Victim; it must be a Dis"),
+    "labels of D-VAE": (
+        purify(defenses.dvae(DVAE), OTHERS),
+        "labels run from 2 to 2; the D-VAE was built for 0 to 1",
+    ),
+    "num_clean": (
+        call(jp.run, victims.convergent_training(HEAD, SETTINGS, 5), KEY, Split(SET, SET),
+             num_steps=1),
+        "num_clean = 5; the training set has 4 rows",
+    ),
+    "reach": (
+        call(jp.hypergrad.reachability.reach, ARRAYS, ARRAYS, 0.1),
+        "gradient is a Variables; it must be like head.params: its `.params`",
+    ),
+    "HYPO's surrogates": (
+        at_surrogate(jp.attacks.hypocritical),
+        "scenario.aux has an array of shape (2, 2) where (2,) is expected, of one network",
+    ),
+    "TAP's surrogates": (
+        at_surrogate(jp.attacks.error_maximizing, num_classes=2),
+        "scenario.aux has an array of shape (2,",
+    ),
     "CANCELINGS": (lambda: jp.attacks.CANCELINGS["LR"], "CANCELINGS has no 'LR'; it has lr, nn"),
     "TGDA": (lambda: jp.attacks.TGDA["mnistt"], "exact; did you mean 'mnist'?"),
     "NORMALIZATION": (lambda: victims.recipes.NORMALIZATION["svhn"], "NORMALIZATION has no 'svhn'"),

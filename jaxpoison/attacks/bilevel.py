@@ -9,7 +9,7 @@ import optax
 
 from jaxpoison import check, perturb, tree
 from jaxpoison.types import Attack, Hypergrad, Info, Perturbation, Scenario, Variables, Victim
-from jaxpoison.victims.checks import check_classes
+from jaxpoison.victims.checks import check_classes, check_variables
 
 __all__ = ["BilevelState", "bilevel", "closed_form", "of_classes"]
 
@@ -73,17 +73,22 @@ def closed_form(space: Perturbation) -> Attack:
     return Attack(space.init, step, poison)
 
 
-def of_classes(num_classes: int | None, victim: Victim | None = None) -> Callable[[Scenario], None]:
+def of_classes(
+    num_classes: int | None, victim: Victim | None = None, *, at_surrogate: bool = False
+) -> Callable[[Scenario], None]:
     """The `Attack.check` of an attack that has something for every class.
 
     Args:
       num_classes: L; labels of the training set have to be 0 .. L - 1. None is the logits' number.
       victim: its network, if it has one, which needs a logit for each of them.
+      at_surrogate: whether `scenario.aux` has to be the Variables of one such network.
     """
 
     def sound(scenario):
         if victim is not None:
             check_classes(victim, scenario.train, num_classes)
+            if at_surrogate and jax.tree.leaves(scenario.aux):  # of none the hypergradient speaks
+                check_variables(victim, scenario.aux, "scenario.aux")
         elif num_classes is not None:
             check.labels(num_classes, **{"labels of the training set": scenario.train.label})
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpoison import check
-from jaxpoison.types import Key
+from jaxpoison.types import InputError, Key
 
 __all__ = [
     "Augmentation",
@@ -153,7 +153,7 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augmentation:
     y - size // 2 .. y - size // 2 + size - 1 for a center y uniform on 0 .. H - 1; columns alike.
 
     Errors:
-      InputError for a size below 1.
+      InputError for a size below 1; when it runs, for one above a side of the images.
 
     Source: DeVries and Taylor 2017, section 3.2.
     """
@@ -161,6 +161,11 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augmentation:
 
     def apply(key: Key, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         num, height, width, _ = image.shape
+        if size > min(height, width):
+            raise InputError(
+                f"size = {size}; of images of {height} x {width} pixels it must be at most "
+                f"{min(height, width)}"
+            )
         row_key, column_key = jax.random.split(key)
         rows = spans(jax.random.randint(row_key, (num,), 0, height), height, size)
         columns = spans(jax.random.randint(column_key, (num,), 0, width), width, size)

@@ -49,6 +49,9 @@ def with_poison(clean: Dataset, poison: Poisoned) -> Dataset:
 def with_added(clean: Dataset, poison: Poisoned) -> Dataset:
     """The clean set, and after it the rows of a folder of added points.
 
+    Whether the clean set is the one that the points were made for is not checked but by its number
+    of rows: a folder of added points has no row of it to compare.
+
     Args:
       clean: the whole source set, N rows: images, or features where the poison has such.
       poison: from `poisoned.read`, P added rows alone; verified, lest it be of another set.

@@ -121,6 +121,8 @@ def reach(
     if (low is None) != (high is None):
         raise InputError("low and high belong together: give both, or neither")
     share, (w, b) = float(share), _leaves(head.params)
+    if isinstance(gradient, Variables):
+        raise InputError("gradient is a Variables; it must be like head.params: its `.params`")
     g, g_b = _leaves(gradient)
     if g.shape != w.shape or (g_b is None) != (b is None):
         raise InputError(f"the gradient's kernel is {g.shape}, the head's {w.shape}, or one lacks "

@@ -108,7 +108,7 @@ def converge(
 
     Returns: (variables, Solved); parameters in at least float32, in float64 under `jax.enable_x64`
       (where the network computes in it, `dtype=`).
-    Errors: InputError for an empty set, num_clean < 1, weights of another shape.
+    Errors: InputError for an empty set, num_clean < 1 or beyond its rows, weights of another shape.
     Cost: per step one pass over all rows, and a further one for each further point the line search
       tries (rarely any).
     Source: Liu & Nocedal 1989; the zoom line search of Nocedal & Wright (2006), as optax has both.
@@ -117,6 +117,8 @@ def converge(
     if not num:
         raise InputError("the training set is empty")
     check.at_least(1, num_clean=num_clean)
+    if not isinstance(num_clean, jax.core.Tracer) and num_clean > num:
+        raise InputError(f"num_clean = {num_clean}; the training set has {num} rows")
     if row_weights is None:
         added = jnp.arange(num) >= num_clean
         row_weights = jnp.where(added, jnp.float32(settings.added_weight), jnp.float32(1))
@@ -140,7 +142,7 @@ def convergent_training(victim: Victim, settings: ToConvergence, num_clean: int)
     Returns: Training over a `Split`, for `over_restarts`, `judge` and the loops; the info is
       `EpochInfo` at the end: J, the norm of its gradient (above `settings.tolerance` the victim did
       not converge), accuracies. A further step goes on for up to `max_steps` more.
-    Errors: InputError for num_clean < 1; on tracing, for an empty training set.
+    Errors: InputError for num_clean < 1; on tracing, for an empty training set or a smaller one.
     """
     check.kind(Victim, victim=victim)
     check.kind(ToConvergence, settings=settings)

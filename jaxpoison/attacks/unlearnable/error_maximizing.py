@@ -51,8 +51,8 @@ def error_maximizing(
       batch_size: rows of one pass; changes memory only (and which augmentations are drawn).
 
     Returns: an Attack; `outer_loss` is the mean loss above, before the step.
-    Raises: InputError for a bad value, named; at init if `scenario.aux` or `scenario.index` is
-      empty.
+    Raises: InputError for a bad value, named; before it runs, for a `scenario.aux` that is not one
+      network; at init if that or `scenario.index` is empty.
     Source: Fowl et al. 2021, section 3 and released code (crafting settings).
     """
     check.at_least(2, num_classes=num_classes)
@@ -75,4 +75,4 @@ def error_maximizing(
 
     outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
     attack = bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
-    return attack._replace(check=of_classes(num_classes, victim))
+    return attack._replace(check=of_classes(num_classes, victim, at_surrogate=True))

@@ -47,8 +47,8 @@ def hypocritical(
       batch_size: rows of one pass; changes memory only (and which augmentations are drawn).
 
     Returns: an Attack; `outer_loss` is the mean loss above, before the step.
-    Raises: InputError for a bad value, named; at init if `scenario.aux` or `scenario.index` is
-      empty.
+    Raises: InputError for a bad value, named; before it runs, for a `scenario.aux` that is not one
+      network; at init if that or `scenario.index` is empty.
     Source: Tao et al. 2022, section 4, and released code (poison.py).
     """
     check.at_least(1, batch_size=batch_size)
@@ -66,4 +66,4 @@ def hypocritical(
 
     outer_loss = rowwise_loss(loss, space, batch_size=batch_size)
     attack = bilevel(space, loss_at_surrogate(outer_loss), optax.sign_sgd(step_size))
-    return attack._replace(check=of_classes(None, victim))
+    return attack._replace(check=of_classes(None, victim, at_surrogate=True))

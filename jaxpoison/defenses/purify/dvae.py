@@ -7,6 +7,7 @@ Victims train on x2 and the labels; test images stay. No clean image is needed.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,10 @@ class DVAESettings:
         check.at_least(1, purify_batch=self.purify_batch)
         check.positive(learning_rate=self.learning_rate, clip_norm=self.clip_norm)
         check.one_of(OPTIMIZERS, optimizer=self.optimizer)
+        if not isinstance(self.kld_targets, Sequence):
+            raise InputError(
+                f"kld_targets = {self.kld_targets}; they must be a sequence, such as (1.0, 3.0)"
+            )
         object.__setattr__(self, "kld_targets", tuple(self.kld_targets))
         if len(self.kld_targets) not in (1, 2):
             raise InputError(
@@ -196,12 +201,14 @@ def dvae(
         The others come back as they are, from both stages. The fit sees every row.
 
     Returns: a Purifier; its step's info is `DVAEInfo`, its images uint8.
-    Errors: InputError for a network without p^ where it is needed; on tracing for images of
-      another shape or that are not uint8, and rows that the set does not have; at apply for
-      labels outside the network's classes, or a fit that is not complete.
+    Errors: InputError for a network without p^ where it is needed; before the fit for images of
+      another shape or that are not uint8, labels outside the network's classes, and rows that the
+      set does not have; at apply for a fit that is not complete.
     Cost: an epoch at width 64 is 1.3 GMAC for each 32x32 image; purification three forward passes.
     Source: Yu et al. 2024, algorithm 1 and released code; see `DVAESettings`.
     """
+    check.kind(Disentangler, network=network)
+    check.kind(DVAESettings, settings=settings)
     stages = len(settings.kld_targets)
     if settings.output != "rec" or stages == 2:
         check_perturbs(network)
@@ -259,7 +266,8 @@ def dvae(
         last = settings.output, mask, state.phi.variables, Dataset(image, label), key
         return Dataset(_jitted(network, settings, *last), label)
 
-    return Purifier(init, step, apply, settings.num_steps)
+    check_set = functools.partial(check_rows, network)
+    return Purifier(init, step, apply, settings.num_steps, check_set)
 
 
 def _pass(network, settings, output, mask, variables, dataset, key):

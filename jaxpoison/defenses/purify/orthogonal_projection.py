@@ -45,7 +45,7 @@ def orthogonal_projection(
     Returns: a Purifier whose images are float32, and may leave [0, 1] unless clipped. Its state is
       the linear model in training; the info of an epoch is what `victims.learner` says of its
       updates, averaged by their rows.
-    Errors: InputError for a bad value.
+    Errors: InputError for a bad value; before the fit, for labels beyond num_classes.
     Source: Sandoval-Segura et al. 2023, section 4 and released code. Its victims are trained with
       strong augmentation (rotation, shear, color jitter, CutMix), which is theirs to choose.
     """
@@ -93,7 +93,10 @@ def orthogonal_projection(
         image = _projected(state.variables, jnp.asarray(dataset.image))
         return Dataset(jnp.clip(image, 0, 1) if clip else image, dataset.label)
 
-    return Purifier(init, step, apply, num_steps)
+    def sound(dataset):
+        check.labels(num_classes, **{"labels of the training set": dataset.label})
+
+    return Purifier(init, step, apply, num_steps, sound)
 
 
 lfu = orthogonal_projection

@@ -31,14 +31,16 @@ def mean(*, size: int = 3) -> Purifier:
       size: odd; 3 in the paper.
 
     Returns: a Purifier of uint8 images, without a fit.
-    Errors: InputError for a size that is not whole, odd and at least 1.
+    Errors: InputError for a size that is not whole, odd and at least 1; when applied, for one that
+      reaches beyond the image from its other edge.
     Source: Liu et al. 2023, code (cv2.blur).
     """
     _check_odd(size=size)
     return _in_blocks(
+        size,
         lambda image: ndimage.uniform_filter(
             image, (1, size, size, 1), output=np.float64, mode="mirror"
-        )
+        ),
     )
 
 
@@ -49,12 +51,13 @@ def median(*, size: int = 3) -> Purifier:
       size: odd; 3 in the paper.
 
     Returns: a Purifier of uint8 images, without a fit.
-    Errors: InputError for a size that is not whole, odd and at least 1.
+    Errors: InputError for a size that is not whole, odd and at least 1; when applied, for one that
+      reaches beyond the image from its other edge.
     Source: Liu et al. 2023, code (cv2.medianBlur).
     """
     _check_odd(size=size)
     return _in_blocks(
-        lambda image: ndimage.median_filter(image, (1, size, size, 1), mode="nearest")
+        size, lambda image: ndimage.median_filter(image, (1, size, size, 1), mode="nearest")
     )
 
 
@@ -72,9 +75,10 @@ def gaussian(*, sigma: float = 1.0, size: int = 3) -> Purifier:
     check.positive(sigma=sigma)
     _check_odd(size=size)
     return _in_blocks(
+        size,
         lambda image: ndimage.gaussian_filter(
             image, sigma, output=np.float64, mode="mirror", radius=size // 2, axes=(1, 2)
-        )
+        ),
     )
 
 
@@ -116,6 +120,7 @@ def bilateral(*, size: int = 9, sigma_color: float = 75.0, sigma_space: float = 
     offset = offset[inside].astype(np.int32)
 
     def change(image: Images) -> Images:
+        _check_window(size, image)
         arrays = (jnp.asarray(x) for x in (image, offset, near, np.float32(sigma_color)))
         return np.asarray(_bilateral(radius, *arrays))
 
@@ -128,10 +133,20 @@ def _check_odd(*, size: int) -> None:
         raise InputError(f"size = {size}; it must be odd")
 
 
-def _in_blocks(smooth: Callable[[Images], np.ndarray]) -> Purifier:
+def _check_window(size: int, image: Images) -> None:
+    height, width = image.shape[1:3]
+    if size // 2 >= (side := min(height, width)):
+        raise InputError(
+            f"size = {size}; of images of {height} x {width} pixels it must be at most "
+            f"{2 * side - 1}"
+        )
+
+
+def _in_blocks(size: int, smooth: Callable[[Images], np.ndarray]) -> Purifier:
     """A purifier by a filter of whole arrays, whose results are rounded half to even."""
 
     def change(image: Images) -> Images:
+        _check_window(size, image)
         result = np.empty_like(image)
         for start in range(0, len(image), BLOCK):
             rows = slice(start, start + BLOCK)

@@ -15,7 +15,7 @@ def cutout(*, size: int = 16) -> TrainingDefense:
     Args:
       size: pixels; 16 is that of CIFAR-10's 32.
 
-    Errors: InputError for a size below 1.
+    Errors: InputError for a size below 1; when it runs, for one above a side of the images.
     Source: DeVries and Taylor 2017, section 3.2; against poisons Liu et al. 2023 (ISS), code.
     """
     return augmented(augment.cutout(size))
