@@ -43,6 +43,10 @@ class Part(NamedTuple):
 
 
 SSIM = {"dm_pix": "dm-pix"}
+SUBTABLE = {
+    "attacks": ("error-minimizing", "error-maximizing", "lsp", "autoregressive", "one-pixel"),
+    "defenses": ("grayscale", "jpeg-10", "dvae"),
+}
 PARTS: dict[str, Part] = {
     "epoch_resnet18": Part(
         parts.epoch_resnet18, 7, "epoch time and MFU: float32, TF32, bfloat16; batch 512"
@@ -85,6 +89,21 @@ PARTS: dict[str, Part] = {
         parts.experiment("cifar10_error_minimizing"), 30, "paper scale", SSIM
     ),
     "cifar10_tap": Part(parts.experiment("cifar10_tap"), 40, "paper scale", SSIM),
+    "cifar10_robust_error_minimizing": Part(
+        parts.experiment("cifar10_robust_error_minimizing"), 480, "paper scale", SSIM
+    ),
+    "cifar10_self_ensemble": Part(
+        parts.experiment("cifar10_self_ensemble"), 240, "paper scale", SSIM
+    ),
+    "cifar10_hypocritical": Part(
+        parts.experiment("cifar10_hypocritical"), 240, "paper scale", SSIM
+    ),
+    "cifar10_defense_matrix": Part(
+        parts.experiment("cifar10_defense_matrix", SUBTABLE),
+        480,
+        "EM, TAP, LSP, AR, OPS against gray, JPEG-10, D-VAE; all the table by the script itself",
+        SSIM,
+    ),
     "cifar10_gradient_matching": Part(
         parts.experiment("cifar10_gradient_matching"), 240, "paper scale, ten keys", SSIM
     ),

@@ -12,7 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -105,11 +105,14 @@ def parity(options: Options) -> dict[str, Any]:
     return {"data": origin} | parity_check.measure(train, network, steps=steps)
 
 
-def experiment(name: str, **files: str) -> Callable[[Options], dict[str, Any]]:
+def experiment(
+    name: str, chosen: Mapping[str, Any] | None = None, **files: str
+) -> Callable[[Options], dict[str, Any]]:
     """A part that runs `experiments.NAME` at full scale and returns its record.
 
     Args:
       name: of the script.
+      chosen: settings of it other than its own; a rehearsal does without.
       **files: settings of it that are files in --data-dir; a rehearsal does without.
     """
 
@@ -125,6 +128,7 @@ def experiment(name: str, **files: str) -> Callable[[Options], dict[str, Any]]:
             settings[setting] = options.data_dir / file
             if not settings[setting].exists():
                 raise InputError(f"{name} needs {file} in --data-dir {options.data_dir}")
+        settings |= {} if options.smoke else chosen or {}
         make = module.Config.smoke if options.smoke else module.Config
         keep_programs()
         return module.main(make(**settings, victims=options.victims))

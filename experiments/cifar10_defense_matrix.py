@@ -57,17 +57,35 @@ BRIDGEPURE = {
 }
 """None, adversarial, D-VAE."""
 OPS = {
-    "clean": (0.9475, 0.9477),
-    "error-minimizing": (0.3818, 0.2583),
-    "one-pixel": (0.3313, 0.6168),
+    "clean": (0.9475, 0.9477, 0.8272),
+    "error-minimizing": (0.3818, 0.2583, 0.8302),
+    "one-pixel": (0.3313, 0.6168, 0.1108),
 }
-"""Mixup, cutout."""
+"""Mixup, cutout, adversarial."""
 CUDA = {"none": 0.1848, "mixup": 0.2553, "cutout": 0.2580, "cutmix": 0.2693, "grayscale": 0.2012}
+OTHERS_OF_CUDA = {
+    "error-minimizing": (0.1320,),
+    "error-maximizing": (0.2251,),
+    "robust-error-minimizing": (0.2709,),
+}
+DUNE = {
+    "error-minimizing": (0.1826, 0.6972, 0.8208, 0.6437, 0.8909, 0.7891),
+    "robust-error-minimizing": (0.2581, 0.5912, 0.4583, 0.2945, 0.3887, 0.8133),
+    "convolution": (0.2548, 0.4932, 0.4078, 0.2866, 0.2289, 0.4331),
+    "stable-error-minimizing": (0.1594, 0.3243, 0.3929, 0.1599, 0.3194, 0.8158),
+}
+"""None, adversarial, UEraser, orthogonal projection, grayscale, JPEG."""
 SOURCES = (
     (ISS, ("none", "grayscale", "jpeg-10"), "Image Shortcut Squeezing README"),
     (BRIDGEPURE, ("none", "adversarial", "dvae"), "BridgePure, table 1, 40,000 images"),
-    (OPS, ("mixup", "cutout"), "one-pixel shortcut, table 5"),
+    (OPS, ("mixup", "cutout", "adversarial"), "one-pixel shortcut, table 5"),
     ({"convolution": tuple(CUDA.values())}, tuple(CUDA), "CUDA, tables 2 and 4"),
+    (OTHERS_OF_CUDA, ("none",), "CUDA, table 2"),
+    (
+        DUNE,
+        ("none", "adversarial", "ueraser", "orthogonal-projection", "grayscale", "jpeg-10"),
+        "DUNE note, 2026",
+    ),
 )
 
 
@@ -93,6 +111,8 @@ class Config(ZooSettings, PaperMatrixConfig):
         "generator_width": 4,
         "generator_surrogate": "cnn5_narrow",
         "deepconfuse_trials": 30,
+        "deepconfuse_passes": 1,
+        "deepconfuse_batch": 64,
         "gue_passes": 20,
         "dvae_width": 16,
         "dvae_epochs": 20,
