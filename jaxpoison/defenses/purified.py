@@ -34,6 +34,9 @@ def fit_purify(purifier: Purifier, key: Key, dataset: Dataset) -> tuple[Dataset,
     state, info = (), ()
     if purifier.num_steps:
         state, info = loops.run(purifier, fit_key, dataset, num_steps=purifier.num_steps)
+        if not np.all(getattr(info, "finite", True)):
+            first = int(np.argmin(np.asarray(info.finite)))
+            raise loops.NonFiniteError(f"the fit of the purifier is not finite at step {first}")
     return purifier.apply(apply_key, state, dataset), info
 
 
@@ -50,7 +53,7 @@ def chain(*purifiers: Purifier) -> Purifier:
 
     Returns: a Purifier with num_steps = 0.
     Errors: InputError for anything but purifiers (training-time defenses: `compose`), and what they
-      raise. loops.NonFiniteError, when applied, for a fit with a step that is not finite.
+      raise, when applied.
     """
     for one in purifiers:
         check.kind(Purifier, hint="; `compose` takes training-time defenses", purifier=one)
@@ -62,9 +65,10 @@ def chain(*purifiers: Purifier) -> Purifier:
     def apply(key, state, dataset):
         del state
         for number, one in enumerate(purifiers):
-            dataset, info = fit_purify(one, jax.random.fold_in(key, number), dataset)
-            if not np.all(getattr(info, "finite", True)):
-                raise loops.NonFiniteError(f"the fit of purifier {number} is not finite")
+            try:
+                dataset, _ = fit_purify(one, jax.random.fold_in(key, number), dataset)
+            except loops.NonFiniteError as error:
+                raise loops.NonFiniteError(f"purifier {number}: {error}") from error
         return dataset
 
     return Purifier(lambda key, dataset: (), step, apply)

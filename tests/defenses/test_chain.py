@@ -56,5 +56,6 @@ def test_none_changes_nothing_and_chains_stand_in_chains():
 
 def test_a_fit_that_is_not_finite_is_said():
     project = jp.defenses.orthogonal_projection(num_classes=2, num_steps=2, learning_rate=1e38)
-    with pytest.raises(loops.NonFiniteError, match="^the fit of purifier 1 is not finite"):
+    message = "^purifier 1: the fit of the purifier is not finite at step "
+    with pytest.raises(loops.NonFiniteError, match=message):
         purified(jp.defenses.chain(jp.defenses.grayscale(), project), pictures())

@@ -27,13 +27,14 @@ from jaxpoison.types import Attack, InputError, Key, as_float
 __all__ = ["ar_noise", "autoregressive", "load_ar_coefficients"]
 
 BLOCK = 512  # images whose pixels are made side by side
+USUAL = {"l2": 1.0, "linf": 8 / 255}
 
 
 def autoregressive(
     *,
     num_classes: int,
     coefficients: Any = None,
-    eps: float | Float[Array, ""] = 1.0,
+    eps: float | Float[Array, ""] | None = None,
     norm: Literal["l2", "linf"] = "l2",
     crop: int = 4,
 ) -> Attack:
@@ -46,10 +47,11 @@ def autoregressive(
         3 channels, found by `ar_coefficients(jax.random.key(0), num_classes=10)`; the paper's own
         is in its repository. Images of fewer channels get its first ones.
       eps: norm of the noise of each image, pixel units: in the paper L2 of 1.0 at 32 pixels and of
-        3.0 at 96; L-inf of 8/255 in a variant of it.
+        3.0 at 96; L-inf of 8/255 in a variant of it. None is 1.0, or 8/255 for "linf".
       norm: "l2" or "linf".
       crop: first rows and columns of the process that are dropped, at least 2: 4 at 32 and 96
-        pixels, 2 at 224.
+        pixels, 2 at 224. The default set, like the search, is judged at 32 pixels: at 96 and more
+        about half of its processes grow until most of their norm stands in one corner.
 
     Returns: an Attack without steps; theta is the noise after the image box.
     Raises: InputError for a bad value, coefficients of another form, or too few of them; at init if
@@ -57,7 +59,7 @@ def autoregressive(
     Source: Sandoval-Segura et al. 2022 and released code.
     """
     check.one_of(("l2", "linf"), norm=norm)
-    budget = Budget(norm, eps)
+    budget = Budget(norm, USUAL[norm] if eps is None else eps)
     check.at_least(1, num_classes=num_classes)
     check.at_least(2, crop=crop)
     default = coefficients is None
@@ -95,7 +97,7 @@ def ar_noise(
     *,
     coefficients: Float[Array, "l c 3 3"],
     image_shape: tuple[int, ...],
-    eps: float | Float[Array, ""] = 1.0,
+    eps: float | Float[Array, ""] | None = None,
     norm: Literal["l2", "linf"] = "l2",
     crop: int = 4,
 ) -> Float[Array, "n h w c"]:
@@ -115,6 +117,7 @@ def ar_noise(
     Raises: InputError for coefficients of another number of channels.
     """
     height, width, channels = image_shape
+    radius = USUAL[norm] if eps is None else eps
     if coefficients.shape[1] != channels:
         raise InputError(
             f"the coefficients are of {coefficients.shape[1]} channels; the images have {channels}"
@@ -126,8 +129,8 @@ def ar_noise(
         signal = ar_signals(key, own, rows, height=height, width=width, crop=crop)
         axes = {"axis": (1, 2, 3), "keepdims": True}
         if norm == "linf":
-            return eps * signal / jnp.max(jnp.abs(signal), **axes)
-        return eps * signal / jnp.sqrt(jnp.sum(signal**2, **axes))
+            return radius * signal / jnp.max(jnp.abs(signal), **axes)
+        return radius * signal / jnp.sqrt(jnp.sum(signal**2, **axes))
 
     num = rows.shape[0]
     if num <= BLOCK:
