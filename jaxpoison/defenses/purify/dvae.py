@@ -57,7 +57,8 @@ class DVAESettings:
       small_target_weight: w of smaller targets.
       mag_floor: mean square of p^ that costs nothing; of 8/255, scale it by (eps / 8)^2.
       mag_start_epoch: 0-based first epoch of a stage with L_mag; None is 11, and of less than 60
-        epochs 1 + round(10 E / 60).
+        epochs 1 + round(10 E / 60), of ImageNet's 20 too, where the code has 11; E or more is the
+        ablation without L_mag.
       output: "two_stage", subtract then reconstruct, by the last stage; "x-p" or "rec", what the
         last stage subtracts or reconstructs.
       sample_latent: whether purification draws the latent code, as released, or takes its mean; the
