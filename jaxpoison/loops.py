@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpoison import check, checkpoint, hosts, signals
+from jaxpoison import check, checkpoint, hosts, signals, tree
 from jaxpoison.book import Book, Seconds
 from jaxpoison.types import (
     Attack,
@@ -34,6 +34,7 @@ from jaxpoison.types import (
     Scenario,
     Split,
     Streaming,
+    Sweep,
     Training,
 )
 
@@ -78,8 +79,9 @@ def _check(process, data):
             raise InputError(
                 f"data is a {kind}; an Attack runs on a Scenario (over_setups: a Sweep)"
             )
-        if process.check is not None and isinstance(data, Scenario):
-            process.check(data)  # not of a Sweep: several hosts may hold its setups
+        if process.check is not None:
+            for scenario in _scenarios(data):
+                process.check(scenario)
     elif isinstance(process, Training) and isinstance(data, Scenario):
         raise InputError("data is a Scenario; a Training runs on a Split")
     elif isinstance(process, Purifier):
@@ -87,6 +89,19 @@ def _check(process, data):
             raise InputError(f"data is a {type(data).__name__}; a Purifier is fitted to a Dataset")
         if process.check is not None:
             process.check(data)
+
+
+def _scenarios(data):
+    """The Scenario, or those of a Sweep one by one; none of a Sweep that several hosts may hold."""
+    if isinstance(data, Scenario):
+        yield data
+    elif isinstance(data, Sweep) and isinstance(data.data, Scenario) and jax.process_count() == 1:
+        own = data.data
+        if not jnp.ndim(data.number):
+            yield own
+            return
+        for s in range(len(data.number)):
+            yield own._replace(goal=tree.take(own.goal, s), index=own.index[s])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

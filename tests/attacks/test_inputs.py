@@ -150,6 +150,7 @@ WRONG = {
         tap(num_classes=2), monitor(TWO, Recipe(1, 2, 0.1)), every=1, epochs=1
     ),
     "restarts": lambda: jp.over_restarts(tap(num_classes=2), 2),
+    "setups": lambda: jp.over_setups(tap(num_classes=2)),
 }
 
 
@@ -157,6 +158,12 @@ WRONG = {
 def test_labels_beyond_the_classes_of_an_attack_are_one_line(name):
     """Where one of a class without noise, or a logit, would quietly be wrong."""
     data = oracles.tiny_scenario()
+    if name == "setups":
+        two = data._replace(
+            goal=jax.tree.map(lambda x: jnp.stack([x, x]), data.goal),
+            index=jnp.stack([data.index, data.index]),
+        )
+        data = jp.Sweep(jnp.arange(2), two)
     with pytest.raises(
         jp.InputError, match="labels of the training set run from 0 to 2; num_classes = 2 "
     ):
