@@ -3,7 +3,7 @@
 import jax
 
 from jaxpoison.data.augment import Augmentation
-from jaxpoison.types import InputError, Purifier, TrainingDefense
+from jaxpoison.types import InputError, TrainingDefense
 
 __all__ = ["augmented", "compose"]
 
@@ -18,7 +18,7 @@ def compose(*defenses: TrainingDefense) -> TrainingDefense:
       else that is no function.
     """
     for one in defenses:
-        if isinstance(one, Purifier) or not callable(one):
+        if not callable(one):
             raise InputError(
                 f"a defense is a {type(one).__name__}; compose takes training-time defenses, chain "
                 "takes purifiers"
