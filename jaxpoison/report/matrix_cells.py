@@ -21,7 +21,7 @@ from jaxpoison.report.preparation import Trainee
 from jaxpoison.report.protections import Protection
 from jaxpoison.report.study import Study
 from jaxpoison.types import Dataset, InputError, Purifier, Scenario, Split, Training, Victim
-from jaxpoison.victims import Recipe, similarity
+from jaxpoison.victims import Recipe, residual_energy, similarity
 
 __all__ = ["Cells", "known", "protection_facts"]
 
@@ -149,7 +149,7 @@ class Cells:
             "kind": one.kind,
             "cached": False,
             "seconds": {"purify": purified, "victims": time.perf_counter() - began},
-            **_closeness(self._split.train, dataset, one),
+            **_closeness(self._split.train, stored, dataset, one),
         }
         hosts.first(lambda: self._cache.keep("cells", facts, entry))
 
@@ -184,12 +184,15 @@ class Cells:
         return self._guides[name]
 
 
-def _closeness(clean: Dataset, dataset: Dataset, one: Protection) -> dict[str, Any]:
-    """PSNR and SSIM of a purified set to the clean images; None where nothing was purified."""
+def _closeness(
+    clean: Dataset, stored: Dataset, dataset: Dataset, one: Protection
+) -> dict[str, Any]:
+    """PSNR and SSIM of a purified set to the clean images, and `residual_energy`; else None."""
     if one.purifier is None:
-        return {"psnr": None, "ssim": None}
+        return {"psnr": None, "ssim": None, "residual": None}
     found = similarity(clean.image, dataset.image)
-    return {"psnr": found.psnr, "ssim": found.ssim}
+    left = residual_energy(clean.image, stored.image, dataset.image)
+    return {"psnr": found.psnr, "ssim": found.ssim, "residual": left}
 
 
 def known(one: Attacker) -> dict[str, Any]:

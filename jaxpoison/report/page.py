@@ -183,6 +183,7 @@ def _table(runs: list[Run]) -> dict[str, Any]:
                 "PSNR dB": number(poison.get("psnr"), "{:.1f}"),
                 "SSIM": number(poison.get("ssim"), "{:.3f}"),
                 "purified PSNR dB": number(entry.get("defended", {}).get("psnr"), "{:.1f}"),
+                "poison left": number(entry.get("defended", {}).get("residual"), "{:.2f}"),
                 "s": number(tables.seconds(run.record, names[id(entry)]), "{:.1f}"),
             }
             for column, cell in row.items():

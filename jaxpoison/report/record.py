@@ -44,7 +44,8 @@ with the intervals of drop, distance and final_accuracy over victims. Of several
 An entry DEFENSE/ATTACK of a defense matrix has besides
 
     defended = {attack, defense, kind (none, purifier, training), cached, seconds {purify, victims},
-                psnr | null, ssim | null (of the purified images to the clean ones)}
+                psnr | null, ssim | null (of the purified images to the clean ones),
+                residual | null (share of the poison's energy that a purifier left along it)}
 
 where `cached` says that an earlier run with equal facts computed the cell, in the seconds given.
 Its published values name their cell too: {attack, defense}.

@@ -70,7 +70,7 @@ from jaxpoison.victims.paired import Paired, mcnemar, paired, sign_test, wilcoxo
 from jaxpoison.victims.pretrain import pretrain
 from jaxpoison.victims.probe import Probe, linear_probe, linear_separability
 from jaxpoison.victims.recipe import Recipe
-from jaxpoison.victims.similarity import Similarity, similarity
+from jaxpoison.victims.similarity import Similarity, residual_energy, similarity
 from jaxpoison.victims.store import Card, Trained, load, save
 from jaxpoison.victims.streamed import judge_streamed, streamed_training
 from jaxpoison.victims.targets import OnTargets, on_targets, read_targets
@@ -162,6 +162,7 @@ __all__ = [
     "read_targets",
     "recipes",
     "reconstruction",
+    "residual_energy",
     "save",
     "score_fits",
     "sign_test",

@@ -1,4 +1,4 @@
-"""How close poisoned images stay to clean ones: PSNR and SSIM."""
+"""How close poisoned images stay to clean ones, and what a purifier leaves of a poison."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Num
 
 from jaxpoison.types import InputError, as_float
 
-__all__ = ["Similarity", "similarity"]
+__all__ = ["Similarity", "residual_energy", "similarity"]
 
 
 class Similarity(NamedTuple):
@@ -47,6 +47,47 @@ def similarity(
     if not changed:
         return Similarity(None, None)
     return Similarity(psnr / changed, ssim / changed)
+
+
+def residual_energy(
+    clean: Num[Array, "n h w c"],
+    poisoned: Num[Array, "..."],
+    purified: Num[Array, "..."],
+    *,
+    batch_size: int = 500,
+) -> float | None:
+    """What is left of the poison along the poison itself, as a share of its energy.
+
+    sum_i <u_i - x_i, d_i>^2 / |d_i|^2 over sum_i |d_i|^2 with d_i = p_i - x_i, over the rows that
+    the poison changed; x clean, p poisoned, u purified images. 1 where nothing was purified, 0
+    where the purifier undid all, or turned it into something orthogonal.
+
+    Args:
+      clean: images, uint8 or float in [0, 1].
+      poisoned: the same rows, poisoned.
+      purified: those, purified.
+      batch_size: rows at a time.
+
+    Returns: the share; None if the poison changed nothing.
+    Raises: InputError if they differ in shape.
+    """
+    for name, other in (("poisoned", poisoned), ("purified", purified)):
+        if clean.shape != other.shape:
+            raise InputError(f"clean images are {clean.shape}, {name} ones {other.shape}")
+    left = total = 0.0
+    for i in range(0, len(clean), batch_size):
+        rows = slice(i, i + batch_size)
+        found = jax.device_get(_energies(clean[rows], poisoned[rows], purified[rows]))
+        left, total = left + float(found[0]), total + float(found[1])
+    return left / total if total else None
+
+
+@jax.jit
+def _energies(clean, poisoned, purified):
+    x, p, u = (as_float(one).reshape(len(one), -1) for one in (clean, poisoned, purified))
+    energy = jnp.sum((p - x) ** 2, axis=1)
+    along = jnp.sum((u - x) * (p - x), axis=1) ** 2
+    return jnp.sum(along / jnp.where(energy, energy, 1)), jnp.sum(energy)
 
 
 @jax.jit

@@ -94,6 +94,8 @@ def test_every_cell_is_there_and_nothing_came_from_the_cache(whole):
         assert not cell["cached"] and name == f"{cell['defense']}/{cell['attack']}"
         assert (cell["psnr"] is not None) == (cell["defense"] == "bit-depth")
         assert (entry["poison"] is None) == (cell["attack"] == "clean")
+        poisoned = cell["attack"] != "clean"
+        assert (cell["residual"] is not None) == (poisoned and cell["defense"] == "bit-depth")
 
 
 def test_the_cells_without_a_defense_are_those_of_the_main_job(whole, study, data, attackers):

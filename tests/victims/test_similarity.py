@@ -63,3 +63,22 @@ def test_identical_sets_have_no_similarity_and_shapes_must_fit():
     assert victims.similarity(image[:0], image[:0]) == (None, None)
     with pytest.raises(InputError, match=r"^clean images are \(20, 3, 3, 1\), poisoned ones \(2"):
         victims.similarity(image, jnp.tile(image, (1, 1, 1, 2))[:2])
+
+
+def test_residual_energy_is_the_share_along_the_poison():
+    clean = RNG.rand(5, 4, 3, 2).astype(np.float32)
+    delta = RNG.randn(*clean.shape).astype(np.float32)
+    delta[3] = 0  # a clean row does not count
+    sideways = RNG.randn(*clean.shape).astype(np.float32)
+    length = np.sqrt(np.sum(delta**2, axis=(1, 2, 3), keepdims=True))
+    unit = delta / np.maximum(1e-9, length)
+    sideways -= np.sum(sideways * unit, axis=(1, 2, 3), keepdims=True) * unit
+    poisoned = clean + delta
+    for left in (1.0, 0.5, -0.2, 0.0):
+        purified = clean + left * delta + sideways
+        got = victims.residual_energy(*map(jnp.asarray, (clean, poisoned, purified)), batch_size=2)
+        assert got == pytest.approx(left**2, abs=1e-5)
+    clean = jnp.asarray(clean)
+    assert victims.residual_energy(clean, clean, clean + 1) is None
+    with pytest.raises(InputError, match="purified ones"):
+        victims.residual_energy(clean, clean, clean[:4])
