@@ -1,5 +1,7 @@
 """The table of a defense matrix: attacks down, defenses across; on a terminal and in Markdown."""
 
+import itertools
+import string
 from typing import Any
 
 from rich import box
@@ -40,23 +42,24 @@ def axes(record: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 def stated(record: dict[str, Any], attack: str, defense: str) -> list[float]:
     """All published values of one cell, fractions."""
-    return [
-        one["value"]
-        for one in record["published"]
-        if (one.get("attack"), one.get("defense")) == (attack, defense)
-    ]
+    return [one["value"] for one in _stated(record, attack, defense)]
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
     """A table in Markdown: mean and 95 % t-interval in %, published values in brackets after it.
 
     attack | one column for each defense
+    A published value has the letter of its source, and the sources are a second table.
     """
     attacks, defenses = axes(record)
+    letters = _letters(record)
     lines = [f"| attack | {' | '.join(defenses)} |", "|---" * (len(defenses) + 1) + "|"]
     for attack in attacks:
-        cells = [_cell(record, attack, defense) for defense in defenses]
+        cells = [_cell(record, attack, defense, letters) for defense in defenses]
         lines.append(f"| {attack} | {' | '.join(cells)} |")
+    if letters:
+        lines += ["", "| in brackets | source |", "|---|---|"]
+        lines += [f"| {letter} | {source} |" for source, letter in letters.items()]
     return lines
 
 
@@ -80,11 +83,25 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
     tables.print_parts(record, [title, result, note], console or Console())
 
 
-def _cell(record: dict[str, Any], attack: str, defense: str) -> str:
+def _stated(record: dict[str, Any], attack: str, defense: str) -> list[dict[str, Any]]:
+    names = attack, defense
+    return [x for x in record["published"] if (x.get("attack"), x.get("defense")) == names]
+
+
+def _letters(record: dict[str, Any]) -> dict[str, str]:
+    """A letter for each source of a value that stands beside a cell."""
+    attacks, defenses = axes(record)
+    pairs = itertools.product(attacks, defenses)
+    sources = dict.fromkeys(x["source"] for pair in pairs for x in _stated(record, *pair))
+    return dict(zip(sources, string.ascii_lowercase, strict=False))
+
+
+def _cell(record: dict[str, Any], attack: str, defense: str, letters: dict[str, str]) -> str:
     entry = record["arms"].get(f"{defense}/{attack}")
     if entry is None:
         return "-"
-    others = ", ".join(f"{100 * value:.1f}" for value in stated(record, attack, defense))
+    found = _stated(record, attack, defense)
+    others = ", ".join(f"{100 * x['value']:.1f} {letters[x['source']]}" for x in found)
     return tables.percent(entry["final_accuracy"]) + (f" ({others})" if others else "")
 
 

@@ -181,8 +181,9 @@ def test_other_networks_and_inner_defenses_of_equal_settings_are_computed(whole,
 def test_the_table_in_markdown_and_the_picture(whole, study):
     lines = matrix_tables.markdown(whole)
     assert lines[0] == "| attack | none | bit-depth | adversarial |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| clean", "| lsp", "| tap"]
-    assert "(50.0)" in lines[3].split(" | ")[2] and "(50.0)" not in lines[3].split(" | ")[1]
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| clean", "| lsp", "| tap"]
+    assert "(50.0 a)" in lines[3].split(" | ")[2] and "(50.0" not in lines[3].split(" | ")[1]
+    assert lines[5:] == ["", "| in brackets | source |", "|---|---|", "| a | a paper |"]
     folder = study[0] / "matrix" / "whole"
     assert (folder / "matrix.png").read_bytes().startswith(b"\x89PNG")
     assert "Attacks against defenses" in (folder / "report.html").read_text()
