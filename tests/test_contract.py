@@ -156,6 +156,12 @@ ATTACKS = {  # name: (factory of eps, norm, eps); None where the image box is th
     "error_minimizing_class": (
         lambda e: error_minimizing(victim(), eps=e, noise="class", **EM), "linf", 0.1,
     ),
+    "error_minimizing_legacy": (
+        lambda e: error_minimizing(
+            victim(), eps=e, random_start=True, legacy_positive_only=True, **EM
+        ),
+        "linf", 0.1,
+    ),
     "frozen_error_minimizing": (
         lambda e: jp.attacks.frozen_error_minimizing(plain(), head(), eps=e, **EM), "linf", 0.1,
     ),
@@ -288,6 +294,7 @@ ADDING = pytest.mark.parametrize("name", ADDED)
 EVERY = pytest.mark.parametrize("name", [*ATTACKS, *ADDED])
 ALIKE = {  # a row whose step is that of another one but for one formula or setting: that row
     "error_minimizing_class": "error_minimizing",
+    "error_minimizing_legacy": "error_minimizing",
     "frozen_error_minimizing": "error_minimizing",
     "error_maximizing_untargeted": "error_maximizing",
     "convolution": "lsp",

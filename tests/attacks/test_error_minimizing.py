@@ -146,3 +146,33 @@ def test_once_fitted_nothing_moves(noise):
     poisoned = np.asarray(single.poison(first, scenario()).image, np.float64)
     loss, *_ = tiny.losses_and_gradients(*weights(first.phi), poisoned[INDEX], y[INDEX])
     assert float(info.outer_loss) == pytest.approx(loss.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["sample", "class"])
+def test_the_released_noise_has_lost_its_negative_half(noise):
+    """Images only ever get brighter: max(x, x'); the rounds are those of the signed noise."""
+    signed, positive = (
+        attack(noise=noise, legacy_positive_only=legacy, batch_size=3) for legacy in (False, True)
+    )
+    state, _ = jax.jit(signed.step)(KEY, signed.init(KEY, scenario()), scenario())
+    x, _ = arrays()
+    image = np.asarray(signed.poison(state, scenario()).image)
+    assert np.min(image - x) < -0.01
+    out = positive.poison(state, scenario())
+    np.testing.assert_allclose(out.image, np.maximum(x, image), atol=1e-6)
+    np.testing.assert_array_equal(out.label, scenario().train.label)
+
+
+@pytest.mark.parametrize("noise", ["sample", "class"])
+def test_a_random_start_is_uniform_in_the_ball(noise):
+    data = scenario()
+    grey = data._replace(train=data.train._replace(image=jnp.full((8, 20, 20, 1), 0.5)))
+    make = functools.partial(error_minimizing, oracles.smooth_victim(size=400), eps=EPS)
+    still, moved = (
+        make(num_classes=3, noise=noise, random_start=start).init(KEY, grey).theta
+        for start in (False, True)
+    )
+    assert not np.any(still)
+    quantiles = np.quantile(np.asarray(moved), [0.1, 0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(quantiles, EPS * np.array([-0.8, -0.5, 0, 0.5, 0.8]), atol=0.02)
+    assert np.abs(moved).max() <= np.float32(EPS)

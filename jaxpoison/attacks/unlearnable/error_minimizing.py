@@ -3,10 +3,11 @@
 min_phi  mean_i  min_{|delta_i| <= eps}  CE(f_phi(x_i + delta_i), y_i)
 
 Threat model: training images may change within eps, labels stay; no trained model is needed.
-Differs from the released code: the full signed noise is applied (there the negative half is lost);
-noise and image box are projected jointly, so model steps see clipped images as the victim will; the
-fixed order of sample-wise surrogate batches goes on over the end of the set (there a short batch);
-class-wise surrogate batches are drawn with replacement (there shuffled epochs).
+Differs from the released code: the full signed noise is applied (there the negative half is lost,
+as with `legacy_positive_only`); noise and image box are projected jointly, so model steps see
+clipped images as the victim will; the fixed order of sample-wise surrogate batches goes on over the
+end of the set (there a short batch); class-wise surrogate batches are drawn with replacement (there
+shuffled epochs).
 
 Against a frozen extractor (`frozen_error_minimizing`) the network is a head on its features and
 phi are the head's parameters alone.
@@ -28,9 +29,11 @@ from jaxpoison.hypergrad import poisoned_training, rowwise_loss
 from jaxpoison.perturb import Budget, class_wise, per_sample, project_ball
 from jaxpoison.types import (
     Attack,
+    Dataset,
     InputError,
     Learner,
     Perturbation,
+    Scenario,
     TrainState,
     Variables,
     Victim,
@@ -81,6 +84,8 @@ def error_minimizing(
     tx: optax.GradientTransformation | None = None,
     batch_size: int = 512,
     frozen: bool = False,
+    random_start: bool = False,
+    legacy_positive_only: bool = False,
 ) -> Attack:
     """Rounds of a few surrogate updates and a full sweep over the noise, until it is fitted.
 
@@ -104,6 +109,10 @@ def error_minimizing(
       batch_size: of surrogate updates and sweeps.
       frozen: whether `victim` is one of `victims.on_features` or `partial_victim`, whose constants
         are those of `scenario.aux` (its Variables); its parameters are drawn as ever.
+      random_start: whether the noise starts uniform in the ball, as the code's flag of this name
+        has it; else at zero.
+      legacy_positive_only: whether images get max(delta, 0), the noise that the released code
+        stores; it is crafted, and the rounds stop, as ever.
 
     Returns: an Attack; step = one round, info = RoundInfo.
     Raises: InputError for a bad value, named; on tracing, with `frozen` for aux of another network.
@@ -120,11 +129,16 @@ def error_minimizing(
     else:
         check.positive(step_size=step_size)
     model = learner(victim, _surrogate_rule() if tx is None else tx)
+    start = "uniform" if random_start else "zero"
     if noise == "sample":
-        kind = _sample_wise(model, budget, step_size, sweep_steps, batch_size)
+        space = per_sample(budget, init=start)
+        kind = _sample_wise(model, space, step_size, sweep_steps, batch_size)
     else:
-        kind = _class_wise(model, budget, step_size, num_classes, portion, batch_size)
+        space = class_wise(budget, num_classes, init=start)
+        kind = _class_wise(model, space, budget, step_size, portion, batch_size)
     attack = _rounds(model, kind, train_steps, stop_error, batch_size, frozen)
+    if legacy_positive_only:
+        attack = attack._replace(poison=lambda s, data: _positive(space, s.theta, data))
     return attack._replace(check=of_classes(num_classes, victim))
 
 
@@ -249,9 +263,12 @@ def _constants(like: Any, aux: Any) -> Any:
     return jax.tree.map(jnp.array, aux.stats)  # the loops donate their state
 
 
-def _sample_wise(model, budget, step_size, sweep_steps, batch_size) -> _Noise:
+def _positive(space: Perturbation, theta: Array, scenario: Scenario) -> Dataset:
+    return perturb.poison(space, jnp.maximum(theta, 0), scenario)
+
+
+def _sample_wise(model, space, step_size, sweep_steps, batch_size) -> _Noise:
     """Batches in the stored order; a sweep is `sweep_steps` sign steps on every image."""
-    space = per_sample(budget)
     mean_loss = rowwise_loss(_row_loss(model.victim), space, batch_size=batch_size)
 
     def visit(key, scenario):
@@ -280,9 +297,8 @@ def _sample_wise(model, budget, step_size, sweep_steps, batch_size) -> _Noise:
     return _Noise(space, mean_loss, visit, train, sweep)
 
 
-def _class_wise(model, budget, step_size, num_classes, portion, batch_size) -> _Noise:
+def _class_wise(model, space, budget, step_size, portion, batch_size) -> _Noise:
     """Random batches; a sweep is one sign step per batch, averaged over each class in it."""
-    space = class_wise(budget, num_classes)
     row_loss = _row_loss(model.victim)
     mean_loss = rowwise_loss(row_loss, space, batch_size=batch_size)
     problem = poisoned_training(model, space, batch_size=batch_size, outer_loss=mean_loss)
