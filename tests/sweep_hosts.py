@@ -26,7 +26,7 @@ def study():
         jp.Dataset(jax.numpy.asarray(image[part]), sets.label[part])
         for part in (slice(60), slice(60, 90))
     )
-    attack = jp.attacks.error_maximizing(victim, eps=0.1, num_classes=CLASSES)
+    attack = jp.attacks.error_maximizing(victim, eps=0.1, num_classes=CLASSES, augment=None)
     setups = [
         jp.data.setups.from_key(i, train.label, test.label, budget=0.1, num_classes=CLASSES)
         for i in range(8)

@@ -43,7 +43,7 @@ def conv_attack():
     scenario = jp.Scenario(
         train, train, jnp.arange(10, dtype=jnp.int32), aux=victim.init(jax.random.key(2))
     )
-    return jp.attacks.error_maximizing(victim, eps=0.1, num_classes=CLASSES), scenario
+    return jp.attacks.error_maximizing(victim, eps=0.1, num_classes=CLASSES, augment=None), scenario
 
 
 def by_hand(process, key, data, num, steps):

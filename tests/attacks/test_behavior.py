@@ -84,7 +84,8 @@ def test_noise_does_little_harm():
 
 def test_error_maximizing():
     """The surrogate reads 90 % of the poison as the next class (0.967), and victims learn that."""
-    attack = jp.attacks.error_maximizing(victim(), eps=EPS, num_classes=10, step_size=0.1 * EPS)
+    options = {"eps": EPS, "num_classes": 10, "step_size": 0.1 * EPS, "augment": None}
+    attack = jp.attacks.error_maximizing(victim(), **options)
     image, data = crafted(attack, 50), scenario()
     predicted = jnp.argmax(jp.victims.logits(victim(), data.aux, image), axis=1)
     assert jnp.mean(predicted == (data.train.label + 1) % 10) >= 0.9

@@ -22,8 +22,8 @@ def scenario():
 
 
 def attack(**options):
-    settings = {"eps": EPS, "num_classes": 3, "batch_size": 2, "step_size": 0.04, **options}
-    return jp.attacks.error_maximizing(oracles.smooth_victim(), **settings)
+    settings = {"eps": EPS, "num_classes": 3, "batch_size": 2, "step_size": 0.04, "augment": None}
+    return jp.attacks.error_maximizing(oracles.smooth_victim(), **(settings | options))
 
 
 @pytest.mark.parametrize("goal", ["targeted", "untargeted"])
@@ -56,7 +56,8 @@ def test_the_start_is_normal_cut_at_the_budget_and_the_step_is_a_twentieth():
     train = jp.Dataset(image, jnp.zeros(40, jnp.int32))
     data = jp.Scenario(train, train, jnp.arange(40, dtype=jnp.int32))
     data = data._replace(aux=oracles.smooth_victim(size=64).init(KEY))
-    single = jp.attacks.error_maximizing(oracles.smooth_victim(size=64), eps=EPS, num_classes=3)
+    options = {"eps": EPS, "num_classes": 3, "augment": None}
+    single = jp.attacks.error_maximizing(oracles.smooth_victim(size=64), **options)
     before = single.init(KEY, data)
     start = np.asarray(before.theta)
     assert np.abs(start).max() == np.float32(EPS)
@@ -91,3 +92,23 @@ def test_each_image_and_step_draws_its_own_augmentation():
     jax.block_until_ready(info)
     jax.effects_barrier()
     assert len(seen) == 3 and len(np.unique(np.stack(seen))) == 15
+
+
+def test_by_default_the_surrogate_reads_images_shifted_by_part_of_a_pixel_and_mirrored():
+    """White left columns are seen there or on the right, at most H / 8 = 1 pixel away."""
+    net, seen = oracles.smooth_victim(size=64), []
+
+    def apply(variables, image, **mode):
+        jax.debug.callback(lambda value: seen.append(np.asarray(value)), image)
+        return net.apply(variables, image, **mode)
+
+    train = jp.Dataset(jnp.zeros((32, 8, 8, 1)).at[:, :, 0].set(1.0), jnp.zeros(32, jnp.int32))
+    data = jp.Scenario(train, train, jnp.arange(32, dtype=jnp.int32), aux=net.init(KEY))
+    single = jp.attacks.error_maximizing(net._replace(apply=apply), eps=0.0, num_classes=3)
+    jax.block_until_ready(jax.jit(single.step)(KEY, single.init(KEY, data), data))
+    jax.effects_barrier()
+    row = np.concatenate([image[:, 4, :, 0] for image in seen])
+    left, right = row[:, :2].sum(axis=1), row[:, 6:].sum(axis=1)
+    assert not row[:, 2:6].any() and np.all((left > 0) != (right > 0))
+    assert 0.2 < np.mean(right > 0) < 0.8
+    assert np.any((row > 0.05) & (row < 0.95))

@@ -89,7 +89,8 @@ def test_a_loaded_victim_is_a_surrogate(tmp_path):
     _, state, _ = trained()
     victims.save(tmp_path / "victim", one(state), **KNOWN)
     found = victims.load(tmp_path / "victim")
-    attack = jp.attacks.error_maximizing(found.victim, eps=0.1, num_classes=CLASSES, batch_size=20)
+    options = {"eps": 0.1, "num_classes": CLASSES, "batch_size": 20, "augment": None}
+    attack = jp.attacks.error_maximizing(found.victim, **options)
 
     def poisons(variables):
         scenario = jp.Scenario(split().train, split().train, jnp.arange(10), aux=variables)

@@ -6,7 +6,7 @@ max_{|delta_i| <= eps}  E_t CE(f(t(x_i + delta_i)), y_i)                 (untarg
 Threat model: training images may change within eps, labels stay; the surrogate f is trained on
 clean data beforehand. Differs from the released code: restarts (`over_restarts`, `best_of`) keep
 the best whole run by its loss before the last step, not the best run of each batch of 512 by its
-final loss; the start is already inside the box; no augmentation unless one is given.
+final loss; the start is already inside the box.
 """
 
 from typing import Literal
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.attacks.bilevel import bilevel, of_classes
+from jaxpoison.data.augment import Augmentation, shift_flip
 from jaxpoison.hypergrad import loss_at_surrogate, rowwise_loss
 from jaxpoison.perturb import Budget, per_sample
 from jaxpoison.types import Attack, Victim
@@ -23,6 +24,7 @@ from jaxpoison.types import Attack, Victim
 __all__ = ["error_maximizing"]
 
 STEP_PER_EPS = 0.05  # 0.4 / 255 at eps = 8 / 255, constant; 250 steps
+AUGMENT = shift_flip()
 
 
 def error_maximizing(
@@ -32,7 +34,7 @@ def error_maximizing(
     num_classes: int,
     goal: Literal["targeted", "untargeted"] = "targeted",
     step_size: float | Float[Array, ""] | None = None,
-    augment=None,
+    augment: Augmentation | None = AUGMENT,
     batch_size: int = 512,
 ) -> Attack:
     """Sign-gradient descent on a frozen surrogate; run it for 250 steps.
@@ -46,8 +48,9 @@ def error_maximizing(
       num_classes: L.
       goal: "targeted" toward the next class, or "untargeted" away from the label.
       step_size: pixel units; None is 0.05 eps.
-      augment: (key, image [B, H, W, C]) -> image, differentiable; None for none. The paper's is
-        `data.augment.shift_flip()`.
+      augment: (key, image [B, H, W, C]) -> image, differentiable; None for none. The default is the
+        paper's: up to 4 pixels at 32 x 32, black outside, and mirrored; images that have a left and
+        a right (digits) want `data.augment.shift()`.
       batch_size: rows of one pass; changes memory only (and which augmentations are drawn).
 
     Returns: an Attack; `outer_loss` is the mean loss above, before the step.
