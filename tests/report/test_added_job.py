@@ -27,7 +27,7 @@ from tests.report import small_added
 
 CHUNK = loops._chunk
 
-pytestmark = pytest.mark.usefixtures("quick_module")
+pytestmark = pytest.mark.usefixtures("quickest_module")
 
 
 @pytest.fixture(scope="module")
