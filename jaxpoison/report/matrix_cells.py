@@ -127,11 +127,9 @@ class Cells:
             found = {"victim": column, "expect": expect, "poison": poison, "defended": defended}
             study.judging.arms[name] = entry | found
             return
-        began = time.perf_counter()
         dataset = stored
         if one.purifier is not None:
             dataset = self._purified(f"{column}/{row}", one.purifier, stored)
-        purified, began = time.perf_counter() - began, time.perf_counter()
         study.judging.retrain(
             row,
             Exam(Split(dataset, self._split.test), expect, poison),
@@ -148,10 +146,18 @@ class Cells:
             "defense": column,
             "kind": one.kind,
             "cached": False,
-            "seconds": {"purify": purified, "victims": time.perf_counter() - began},
+            "seconds": self._seconds(f"{column}/{row}"),
             **_closeness(self._split.train, stored, dataset, one),
         }
         hosts.first(lambda: self._cache.keep("cells", facts, entry))
+
+    def _seconds(self, place: str) -> dict[str, float]:
+        """Of all processes that worked on the cell, without compiling."""
+        spent = self._study.work.seconds()
+        purify, apply, victims = (
+            spent.get(f"{part} {place}", 0.0) for part in ("purify", "apply", "victims")
+        )
+        return {"purify": purify + apply, "victims": victims}
 
     def _purified(self, place: str, purifier: Purifier, dataset: Dataset) -> Dataset:
         fit_key, apply_key = jax.random.split(self._purify_key)

@@ -11,6 +11,9 @@ from jaxpoison.types import InputError, as_float
 
 __all__ = ["Similarity", "residual_energy", "similarity"]
 
+ROUNDING = 1e-6
+"""Two equal images, made floats in one compiled expression, may differ by less."""
+
 
 class Similarity(NamedTuple):
     """How close poisoned images are to clean ones, mean over changed rows; None where undefined.
@@ -60,7 +63,8 @@ def residual_energy(
 
     sum_i <u_i - x_i, d_i>^2 / |d_i|^2 over sum_i |d_i|^2 with d_i = p_i - x_i, over the rows that
     the poison changed; x clean, p poisoned, u purified images. 1 where nothing was purified, 0
-    where the purifier undid all, or turned it into something orthogonal.
+    where the purifier undid all, or turned it into something orthogonal. Its own errors along the
+    poison count, so a coarse purifier may exceed 1.
 
     Args:
       clean: images, uint8 or float in [0, 1].
@@ -85,8 +89,9 @@ def residual_energy(
 @jax.jit
 def _energies(clean, poisoned, purified):
     x, p, u = (as_float(one).reshape(len(one), -1) for one in (clean, poisoned, purified))
-    energy = jnp.sum((p - x) ** 2, axis=1)
-    along = jnp.sum((u - x) * (p - x), axis=1) ** 2
+    delta = jnp.where(jnp.abs(p - x) > ROUNDING, p - x, 0)
+    energy = jnp.sum(delta**2, axis=1)
+    along = jnp.sum((u - x) * delta, axis=1) ** 2
     return jnp.sum(along / jnp.where(energy, energy, 1)), jnp.sum(energy)
 
 

@@ -80,5 +80,7 @@ def test_residual_energy_is_the_share_along_the_poison():
         assert got == pytest.approx(left**2, abs=1e-5)
     clean = jnp.asarray(clean)
     assert victims.residual_energy(clean, clean, clean + 1) is None
+    levels = jnp.asarray(RNG.randint(0, 256, (64, 28, 28, 1)), jnp.uint8)
+    assert victims.residual_energy(levels, levels, 255 - levels) is None
     with pytest.raises(InputError, match="purified ones"):
         victims.residual_energy(clean, clean, clean[:4])
