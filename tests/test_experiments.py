@@ -502,6 +502,9 @@ def settings_of(record, expected):
         held = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["recipe"].items()}
         assert Recipe(**held) == RECIPES[expected.recipe](**epochs)  # newer fields by their default
         settings["recipe"] = expected.recipe
+    for rows in ("attacks", "defenses"):  # of a matrix, by name what each was
+        if isinstance(settings.get(rows), dict):
+            settings[rows] = [name for name in settings[rows] if name != "none"]
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
