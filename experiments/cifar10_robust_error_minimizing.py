@@ -76,6 +76,7 @@ def main(config: Config) -> dict:
     budget = jp.perturb.Budget("linf", config.eps)
     rem = {"eps": config.eps, "adversarial_eps": config.inner_eps, "draws": config.draws}
     rem |= {"steps": config.steps, "noise_steps": config.noise_steps, "budget": budget}
+    rem["finish_steps"] = max(1, int(config.share * len(split.train.label)) // 1280)
     arms = control(budget) | {
         "robust-error-minimizing": arm(
             jp.attacks.robust_error_minimizing,

@@ -60,8 +60,8 @@ def robust_error_minimizing(
         for _ in range(work.noise_steps):
             total, first = torch.zeros_like(clean), 0
             for _ in range(work.draws):
-                own = d.detach().requires_grad_()
-                view = augmented((clean + own).clamp(0, 1), work.padding)
+                own = (clean + d).clamp(0, 1).detach().requires_grad_()
+                view = augmented(own, work.padding)
                 loss, gradient = slope(worst(view.detach()))
                 total += torch.autograd.grad(view, [own], gradient)[0]
                 first = first + loss / work.draws

@@ -71,8 +71,7 @@ def crafted(key, parameters, clean, label, inner):
             view = applied(move, np.clip(clean + d, 0, 1))
             w = worst(keys[1], parameters, view, label, inner)
             loss, slope, _, _ = tiny.losses_and_gradients(*parameters, w, label)
-            inside = (clean + d > 0) & (clean + d < 1)
-            total += inside * applied(move.transpose(0, 2, 1), slope)
+            total += applied(move.transpose(0, 2, 1), slope)
             losses = losses + loss / 2
         d = np.clip(d - RATE * np.sign(total), -EPS, EPS)
     level = np.clip(np.rint(255 * d), -np.floor(255 * EPS), np.floor(255 * EPS))
@@ -131,9 +130,36 @@ def test_steps_are_plain_loops_and_the_last_crafts_every_row_anew(inner):
     np.testing.assert_allclose(image, np.clip(x + noise, 0, 1), atol=1e-6)
 
 
+def test_the_last_pass_may_be_spread_over_steps():
+    """Step 2 trains, and gives rows 6, 2, 0 their noise; step 3 gives 5, 3 theirs, and no more."""
+    data, single, spread = scenario(), attack(), attack(finish_steps=2)
+    assert (single.num_steps, spread.num_steps) == (2, 3)
+    states = []
+    for one in (single, spread):
+        step, state = jax.jit(one.step), one.init(KEY, data)
+        for number in range(2):
+            state, _ = step(jax.random.key(10 + number), state, data)
+        states.append(state)
+    whole, half = states
+    np.testing.assert_array_equal(half.theta[:3], whole.theta[:3])
+    assert np.any(half.theta[3:] != whole.theta[3:])
+    for a, b in zip(*(jax.tree.leaves(one.phi) for one in states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    end, _ = step(jax.random.key(11), half, data)  # the key that drew them in one step
+    np.testing.assert_array_equal(end.theta, whole.theta)
+    for a, b in zip(jax.tree.leaves(end.phi), jax.tree.leaves(half.phi), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again, _ = step(jax.random.key(12), end, data)
+    assert np.any(again.theta[:3] != end.theta[:3])
+    np.testing.assert_array_equal(again.theta[3:], end.theta[3:])
+    with pytest.raises(jp.InputError, match="finish_steps = 3; the rows .* are 2 batches"):
+        attack(finish_steps=3).init(KEY, data)
+
+
 def test_bad_values_are_one_line():
     for options, message in [
         ({"steps": 0}, "steps = 0; it must be at least 1"),
+        ({"finish_steps": 0}, "finish_steps = 0; it must be at least 1"),
         ({"draws": 0}, "draws = 0; it must be at least 1"),
         ({"adversarial_steps": 0}, "adversarial_steps = 0; it must be at least 1"),
         ({"step_size": 0.0}, "step_size = 0.0; it must be a finite number above 0"),

@@ -8,6 +8,7 @@ random e in the place of the maximum. As in the released code, but that crops ar
 (`data.augment`) and that grey levels of the noise stay inside the radius.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from jaxpoison.hypergrad.minibatch import next_rows
 from jaxpoison.perturb import Budget, per_sample, project_ball, project_linf
 from jaxpoison.perturb.initial import uniform
 from jaxpoison.perturb.per_sample import slots
-from jaxpoison.types import Attack, TrainState, Victim, as_float
+from jaxpoison.types import Attack, InputError, TrainState, Victim, as_float
 from jaxpoison.victims import learner, pgd
 
 __all__ = ["robust_error_minimizing"]
@@ -52,6 +53,7 @@ def robust_error_minimizing(
     adversarial_eps: float | Float[Array, ""] = 4 / 255,
     inner: Literal["pgd", "random"] = "pgd",
     steps: int = 5000,
+    finish_steps: int = 1,
     noise_steps: int = 10,
     step_size: float | Float[Array, ""] | None = None,
     draws: int = 5,
@@ -67,7 +69,7 @@ def robust_error_minimizing(
 
       (a) d ~ U[-rho_u, rho_u]; K_u times: G = 0, J times:
             v = t(clip(x + d, 0, 1)),  w = v + e,  e from `victims.pgd` at radius rho_a (K_a steps),
-            G <- G + (dv/dd)^T dCE(f(w), y)/dw,  w held constant;
+            G <- G + t^T dCE(f(w), y)/dw,  pulled back through t alone, w held constant;
           d <- clip(d - a_u sign(G), -rho_u, rho_u)
       (b) noise of the rows <- d in whole grey levels (those below 1/255 are none), then inside the
           image box
@@ -75,7 +77,8 @@ def robust_error_minimizing(
 
     Step S ends with (a) and (b) once more on every row that may change: the noise of the final
     surrogate is the poison. Until then `poison` gives what was stored, and clean rows that had no
-    turn; each step beyond S ends so, too.
+    turn. This pass over ceil(P / B) batches may be spread over steps S, S + 1, ..., S + F - 1, so
+    that loops can save, or stop, in between. Steps after those go through it again, with new draws.
 
     ImageNet subsets (100 classes): steps 3000, noise_steps and adversarial_steps 7, step_size
     2/255, adversarial_step 1/255, draws 4. With adversarial_eps = 0 and inner = "random" it is
@@ -87,6 +90,7 @@ def robust_error_minimizing(
       adversarial_eps: rho_a, of e; at most as large as rho_u to be of use.
       inner: "pgd", REM, or "random", SEM: e ~ U[-rho_a, rho_a] inside the box, in (a) and (c).
       steps: S.
+      finish_steps: F, at most ceil(P / B).
       noise_steps: K_u.
       step_size: a_u, pixel units; None is rho_u / 5.
       draws: J, augmentations of one step of the noise.
@@ -97,14 +101,16 @@ def robust_error_minimizing(
         decay 5e-4.
       batch_size: B; the whole set where it is smaller.
 
-    Returns: an Attack of num_steps S; `outer_loss` is the mean CE at w, over the J draws, before
-      the last step of the noise, of all rows visited in the step that may change.
-    Raises: InputError for a bad value, named; at init for an empty `scenario.index`.
-    Cost: K_u J (K_a + 1) + K_a + 1 passes of B rows per step (561), SEM 51; the last step has as
-      many for each batch of the set besides.
+    Returns: an Attack of num_steps S + F - 1; `outer_loss` is the mean CE at w, over the J draws,
+      before the last step of the noise, of all rows visited in the step that may change.
+    Raises: InputError for a bad value, named; at init for an empty `scenario.index` and for more
+      finish_steps than batches.
+    Cost: K_u J (K_a + 1) + K_a + 1 passes of B rows per step (561), SEM 51; the last pass has as
+      many, less K_a + 1, for each batch of the set besides.
     Source: Fu et al. 2022, section 3.2 and Algorithm 1, released code; Liu et al. 2024 (SEM).
     """
-    numbers = {"steps": steps, "noise_steps": noise_steps, "draws": draws}
+    numbers = {"steps": steps, "finish_steps": finish_steps}
+    numbers |= {"noise_steps": noise_steps, "draws": draws}
     check.at_least(1, **numbers, adversarial_steps=adversarial_steps, batch_size=batch_size)
     check.one_of(("pgd", "random"), inner=inner)
     budget, around = Budget("linf", eps), Budget("linf", adversarial_eps)
@@ -126,8 +132,13 @@ def robust_error_minimizing(
 
     def init(key, scenario):
         check.some_rows(scenario)
-        order_key, phi_key = jax.random.split(key)
         num = scenario.train.label.shape[0]
+        batches = -(-scenario.index.shape[0] // min(batch_size, num))
+        if finish_steps > batches:
+            raise InputError(
+                f"finish_steps = {finish_steps}; the rows that may change are {batches} batches"
+            )
+        order_key, phi_key = jax.random.split(key)
         order = jax.random.permutation(order_key, jnp.arange(num, dtype=jnp.int32))
         zero = jnp.int32(0)
         return State(space.init(key, scenario), model.init(phi_key), order, zero, zero)
@@ -148,33 +159,41 @@ def robust_error_minimizing(
         first_slot = slots(scenario)[first]
         first_slot = jnp.where(first_slot < 0, changed, first_slot)  # beyond the last: not stored
 
+        count = state.count + 1
+        batches, late = -(-changed // size), count - steps
+        part = -(-batches // finish_steps)
+        begin = jnp.where(late >= 0, late % finish_steps * part, 0)
+        end = jnp.where(late >= 0, jnp.minimum(begin + part, batches), 0)
+        training = (late <= 0).astype(jnp.int32)
+
         def visit(j, carry):
+            """Batch j of the last pass; before its first, in training, the next of the shuffle."""
             theta, phi, total = carry
-            slot = (j - 1) * size + jnp.arange(size, dtype=jnp.int32)
+            shuffled = j < begin
+            slot = j * size + jnp.arange(size, dtype=jnp.int32)
             rows = scenario.index[jnp.clip(slot, 0, changed - 1)]
-            rows, slot = jnp.where(j == 0, first, rows), jnp.where(j == 0, first_slot, slot)
+            rows, slot = jnp.where(shuffled, first, rows), jnp.where(shuffled, first_slot, slot)
             clean, label = as_float(scenario.train.image[rows]), scenario.train.label[rows]
             weight = (slot < changed).astype(jnp.float32)
-            visit_key = jax.random.fold_in(noise_key, j)
+            visit_key = jax.random.fold_in(noise_key, j + 1)
             delta, loss, slope = noise(visit_key, phi, clean, label, weight)
             theta = theta.at[slot].set(_grey_levels(delta, clean, budget), mode="drop")
             phi = lax.cond(
-                j == 0, lambda: update(update_key, theta, phi, scenario, rows), lambda: phi
+                shuffled, lambda: update(update_key, theta, phi, scenario, rows), lambda: phi
             )
             found = jnp.stack([loss, slope, jnp.sum(weight)])
             return theta, phi, total + found
 
-        count = state.count + 1
-        visits = 1 + jnp.where(count >= steps, -(-changed // size), 0)
         carry = state.theta, state.phi, jnp.zeros(3, jnp.float32)
-        theta, phi, total = lax.fori_loop(0, visits, visit, carry)
+        theta, phi, total = lax.fori_loop(begin - training, end, visit, carry)
         loss, slope = total[:2] / jnp.maximum(total[2], 1)
         return State(theta, phi, order, cursor, count), info(loss, slope)
 
     def poison(state, scenario):
         return perturb.poison(space, state.theta, scenario)
 
-    return Attack(init, step, poison, num_steps=steps, check=of_classes(None, victim))
+    num_steps = steps + finish_steps - 1
+    return Attack(init, step, poison, num_steps=num_steps, check=of_classes(None, victim))
 
 
 def _noise(
@@ -194,7 +213,8 @@ def _noise(
 
         def draw(j, carry, key, d):
             augment_key, worst_key = jax.random.split(jax.random.fold_in(key, j))
-            view, pull = jax.vjp(lambda d: augment(augment_key, jnp.clip(clean + d, 0, 1)), d)
+            moved = functools.partial(augment, augment_key)
+            view, pull = jax.vjp(moved, jnp.clip(clean + d, 0, 1))
             value, slope = jax.value_and_grad(loss)(view + worst(worst_key, loss, view))
             return carry[0] + value.astype(jnp.float32) / draws, carry[1] + pull(slope)[0] / draws
 
