@@ -50,6 +50,8 @@ class Cells:
             "code": code_sha256(),
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
+            "deterministic": hosts.is_deterministic(),
+            "matmul_precision": jax.config.jax_default_matmul_precision,
         }
         self._guides: dict[str, Any] = {}
         self._identities: dict[Any, str] = {}

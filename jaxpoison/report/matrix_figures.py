@@ -16,6 +16,8 @@ DARK = 55  # percent, above which text on the color is dark
 def heat_map(path: pathlib.Path, record: dict[str, Any]) -> None:
     """A PNG of mean clean test accuracy in %: attacks down, defenses across, published below ours.
 
+    Of several published values of a cell the least and the greatest.
+
     Args:
       path: file to write.
       record: of a matrix.
@@ -29,7 +31,7 @@ def heat_map(path: pathlib.Path, record: dict[str, Any]) -> None:
     figure = blank((2.6 + 0.85 * len(defenses), 1.7 + 0.5 * len(attacks)))
     figure.suptitle(
         f"{record['experiment']}: clean test accuracy in %\n"
-        "(in brackets: published, of another implementation)",
+        "(in brackets: published, of other implementations)",
         fontsize=10,
     )
     axis = figure.subplots()
@@ -38,8 +40,9 @@ def heat_map(path: pathlib.Path, record: dict[str, Any]) -> None:
     axis.set_yticks(range(len(attacks)), attacks, fontsize=8)
     for (i, j), mean in np.ndenumerate(means):
         if np.isfinite(mean):
-            others = matrix_tables.stated(record, attacks[i], defenses[j])
-            text = "\n".join([f"{mean:.1f}", *(f"({100 * x:.1f})" for x in others[:1])])
+            others = sorted(set(matrix_tables.stated(record, attacks[i], defenses[j])))
+            ends = "-".join(f"{100 * x:.1f}" for x in dict.fromkeys(others[:1] + others[-1:]))
+            text = f"{mean:.1f}" + (f"\n({ends})" if ends else "")
             color = "black" if mean > DARK else "white"
             axis.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(picture, ax=axis, label="%")

@@ -48,10 +48,11 @@ def matrix_job(
     images. Victim seeds are spread over all devices.
 
     A cell is known by the hash of the stored poison, the settings of the defense, the recipe, the
-    network, the seeds, the package versions, the package's code and the kind of device; a poison by
-    the attack's settings, the hashes of the data, its rows and its key likewise; and both by what
-    their functions are made of (`report.identity`): other widths are other cells. With
-    `config.cache` what equal facts determine is taken from RUNS/cache, and the entry says so.
+    network, the seeds, the package versions, the package's code, the kind of device and how exactly
+    it computes; a poison by the attack's settings, the hashes of the data, its rows and its key
+    likewise; and both by what their functions are made of (`report.identity`): other widths are
+    other cells. With `config.cache` what equal facts determine is taken from RUNS/cache, and the
+    entry says so.
 
     Args:
       experiment: name, the first level below `config.runs`.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jaxpoison import attacks, check, defenses, models
 from jaxpoison.perturb import Budget
-from jaxpoison.report.arms import Arm, arm
+from jaxpoison.report.arms import Arm, arm, control
 from jaxpoison.report.generator_attacks import DeepConfuseConfig, GUEConfig
 from jaxpoison.report.matrix_config import Attacker
 from jaxpoison.report.preparation import Trainee
@@ -18,14 +18,16 @@ from jaxpoison.victims import Recipe, recipes
 __all__ = ["AttackName", "DefenseName", "ZooSettings", "usual_attackers", "usual_defenses"]
 
 AttackName = Literal[
-    "error-minimizing", "robust-error-minimizing", "stable-error-minimizing", "error-maximizing",
-    "self-ensemble", "hypocritical", "lsp", "autoregressive", "one-pixel", "convolution",
-    "deepconfuse", "gue",
+    "random-noise", "error-minimizing", "robust-error-minimizing", "stable-error-minimizing",
+    "error-maximizing", "self-ensemble", "hypocritical", "lsp", "autoregressive", "one-pixel",
+    "convolution", "deepconfuse", "gue",
 ]  # fmt: skip
 DefenseName = Literal[
     "grayscale", "jpeg-10", "bit-depth", "blur", "orthogonal-projection", "dvae", "ueraser",
     "adversarial", "mixup", "cutmix", "cutout",
 ]  # fmt: skip
+ROWS_OF_A_STEP = 1280
+"""Of REM's last pass over all rows: ten batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ Row = Callable[[], Attacker]
 def usual_attackers(
     config: Any, split: Split, num_classes: int, create: Callable[..., Victim], recipe: Recipe
 ) -> dict[str, Attacker]:
-    """The attacks of a matrix that `config.attacks` names, all if none, in the papers' order.
+    """The attacks of a matrix that `config.attacks` names, all if none, after random noise.
 
     Args:
       config: with the fields of `ZooSettings` and of a matrix.
@@ -118,6 +120,7 @@ def usual_attackers(
     """
     rows = _Rows(config, split, num_classes, create, recipe)
     made: dict[str, Row] = {
+        "random-noise": rows.random_noise,
         "error-minimizing": rows.error_minimizing,
         "robust-error-minimizing": functools.partial(rows.robust, "pgd"),
         "stable-error-minimizing": functools.partial(rows.robust, "random"),
@@ -150,6 +153,9 @@ class _Rows:
         recipe = dataclasses.replace(recipe, **options)
         return Trainee(self._create(**recipe.normalization), recipe)
 
+    def random_noise(self) -> Attacker:
+        return Attacker(control(self._linf)["random-noise"])
+
     def error_minimizing(self) -> Attacker:
         return Attacker(arm(
             attacks.error_minimizing, self._create(), num_classes=self._classes,
@@ -160,11 +166,13 @@ class _Rows:
     def robust(self, inner: str) -> Attacker:
         steps, channels = self._config.rem_inner_steps, self._split.train.image.shape[3]
         centered = self._create(mean=(0.5,) * channels, std=(1.0,) * channels)
+        finish = max(1, int(self._config.share * len(self._split.train.label)) // ROWS_OF_A_STEP)
         return Attacker(arm(
             attacks.robust_error_minimizing, centered, inner=inner,
             adversarial_eps=self._config.eps / 2, steps=self._config.rem_steps,
-            noise_steps=steps, adversarial_steps=steps, draws=self._config.rem_draws,
-            expect="low, also under adversarial training", **self._ball,
+            finish_steps=finish, noise_steps=steps, adversarial_steps=steps,
+            draws=self._config.rem_draws, **self._ball,
+            expect="low, also under adversarial training",
         ))  # fmt: skip
 
     def error_maximizing(self) -> Attacker:
@@ -249,11 +257,13 @@ def usual_defenses(
       image_shape: (H, W, C).
       num_classes: L.
       recipe: of victims; with `own_recipes` UEraser's and adversarially trained victims have
-        the recipes of their sources.
+        the recipes of their sources, and `config.epochs` where that is given.
     """
 
     def own(make: Callable[..., Recipe]) -> Recipe:
-        return make() if config.own_recipes else recipe
+        if not config.own_recipes:
+            return recipe
+        return make() if config.epochs is None else make(epochs=config.epochs)
 
     made: dict[str, Callable[[], Protection]] = {
         "grayscale": lambda: purified_by(defenses.grayscale),
