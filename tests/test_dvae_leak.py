@@ -19,6 +19,8 @@ def check(record, config):
         numbers = [row[k] for k in row if k.startswith(("probe", "psnr", "cos", "residual"))]
         assert np.isfinite([*numbers, *row["kld"]]).all()
         assert row["probe_poisoned"] > 0.6  # the poison tells the random label
+        assert row["gap_final"] == pytest.approx(abs(row["probe_final"] - 1 / row["classes"]))
+        assert row["fitted"] == row["images"] // (2 if script.ROWS[row["name"]].apart else 1)
 
 
 def test_smoke(tmp_path, quick_compile):
@@ -69,7 +71,7 @@ def test_wrong_settings_are_one_clear_line():
     from jaxpoison import InputError
 
     for options, line in (
-        ({"rows": ("em",)}, "rows = 'em'; allowed are lsp, ops"),
+        ({"rows": ("em",)}, "rows = 'em'; allowed are lsp, ops, lsp_apart"),
         ({"rows": ()}, "rows is empty"),
         ({"name": "a/b"}, "name = 'a/b'; a plain folder name"),
         ({"epochs": 0}, "epochs = 0; it must be at least 1"),

@@ -51,7 +51,7 @@ class Cells:
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
             "deterministic": hosts.is_deterministic(),
-            "matmul_precision": jax.config.jax_default_matmul_precision,
+            "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         }
         self._guides: dict[str, Any] = {}
         self._identities: dict[Any, str] = {}
