@@ -23,7 +23,7 @@ from jaxpoison.report.matrix_study import (
     usual_defenses,
 )
 from jaxpoison.report.matrix_tables import published_cell
-from jaxpoison.report.preparation import Trainee
+from jaxpoison.report.preparation import Robustness, Trainee
 from jaxpoison.report.protections import Protection, purified_by, trained_with
 from jaxpoison.report.record import published
 from jaxpoison.report.study import Study
@@ -54,6 +54,7 @@ __all__ = [
     "PaperConfig",
     "Player",
     "Point",
+    "Robustness",
     "Stored",
     "Study",
     "StudyConfig",

@@ -136,6 +136,7 @@ def job(
                 network=victim,
                 evaluation=one.recipe.evaluation,
                 transfer=one.transfer,
+                robustness=one.robustness,
             )
 
     judge("clean", Exam(split, clean, targets=_targets(test, fallback)))

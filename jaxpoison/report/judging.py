@@ -5,10 +5,13 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxpoison import checkpoint, hosts
 from jaxpoison.data import StreamSplit
 from jaxpoison.report import record
 from jaxpoison.report.arms import Point
+from jaxpoison.report.preparation import Robustness
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
 from jaxpoison.types import Dataset, Key, Split, Streaming, Training, TrainState, Victim
@@ -16,6 +19,7 @@ from jaxpoison.victims import (
     Classical,
     Transfer,
     assess,
+    assess_robust,
     fit_classical,
     hits,
     interval,
@@ -26,6 +30,8 @@ from jaxpoison.victims import (
 )
 
 __all__ = ["Exam", "Judging"]
+
+ATTACKED = 1 << 20  # folded into the key of victims, for the attacks on them
 
 
 class Exam(NamedTuple):
@@ -75,6 +81,7 @@ class Judging:
         network: str = "",
         evaluation: dict[str, Any] | None = None,
         transfer: Transfer | None = None,
+        robustness: Robustness | None = None,
     ) -> TrainState:
         """Train fresh victims on one training set and judge them; returns them as they ended.
 
@@ -91,6 +98,7 @@ class Judging:
           evaluation: how they are judged in memory, `Recipe.evaluation`; None is with running
             statistics.
           transfer: the pretrained network that victims start from; None is from scratch.
+          robustness: how their robust accuracy is measured, if it is, with running statistics.
         """
         name = record.entry(arm, network)
         sets: Any = exam.split
@@ -106,6 +114,11 @@ class Judging:
             probe: assess(victim, state.variables, dataset, **how).accuracy
             for probe, dataset in exam.probes.items()
         }
+        if robustness is not None:
+            probes[robustness.name] = assess_robust(
+                jax.random.fold_in(key, ATTACKED), victim, state.variables, exam.split.test,
+                **robustness._asdict(),
+            ).accuracy  # fmt: skip
         self.arms[name] = record.arm(judgment, *success, probes=probes, **_of(exam, network))
         return state
 

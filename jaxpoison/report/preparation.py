@@ -47,6 +47,23 @@ __all__ = [
 _TAKEN = {"clean": "clean training set", "surrogate": "network that attacks may know"}
 
 
+class Robustness(NamedTuple):
+    """A question to trained victims: what PGD on the clean test images leaves of their accuracy.
+
+    Attributes:
+      eps: L-infinity radius, pixels in [0, 1].
+      steps: of `victims.assess_robust`, at its own step size, from a uniform start.
+    """
+
+    eps: float
+    steps: int = 20
+
+    @property
+    def name(self) -> str:
+        """Of the probe in a record."""
+        return f"PGD-{self.steps} at {255 * self.eps:.3g}/255"
+
+
 class Trainee(NamedTuple):
     """A network and how it is trained.
 
@@ -57,12 +74,14 @@ class Trainee(NamedTuple):
         scratch.
       checkpoints: of a surrogate: how many equidistant networks of its one run attacks know,
         stacked, see `victims.checkpoints_along`; None is the last one alone.
+      robustness: of a victim in memory: how its robust accuracy is measured, a probe of the record.
     """
 
     victim: Victim
     recipe: Recipe
     transfer: Transfer | None = None
     checkpoints: int | None = None
+    robustness: Robustness | None = None
 
     @property
     def mode(self) -> str | None:
@@ -85,8 +104,10 @@ class Trainee(NamedTuple):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(num + x.shape, x.dtype), one)
 
     def facts(self) -> dict[str, Any]:
-        """Its size, recipe and, where there is one, transfer, which a run folder is bound to."""
+        """Size, recipe and, where given, transfer and robustness: what binds a run folder."""
         facts = {"parameters": num_params(self.victim), "recipe": dataclasses.asdict(self.recipe)}
+        if self.robustness is not None:
+            facts["robustness"] = self.robustness._asdict()
         return facts if self.transfer is None else facts | {"transfer": self.transfer.facts()}
 
     def data(self, split: Split) -> Split | TransferSplit:

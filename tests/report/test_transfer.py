@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import jaxpoison as jp
 from jaxpoison.report import (
     Arm,
+    Robustness,
     StudyConfig,
     Trainee,
     arm,
@@ -38,7 +39,11 @@ def run(runs, *, arms=None, split=None, **options):
         "many",
         config,
         victims={
-            "mlp": Trainee(network, recipes.small(epochs=small_job.EPOCHS, batch_size=16)),
+            "mlp": Trainee(
+                network,
+                recipes.small(epochs=small_job.EPOCHS, batch_size=16),
+                robustness=Robustness(0.2, 3),
+            ),
             "near": NEAREST,
         },
         split=split or small_job.split(),
@@ -58,6 +63,11 @@ def test_every_victim_is_judged_on_every_set(finished):
     runs, record = finished
     names = ["mlp/clean", "mlp/random-noise", "near/clean", "near/random-noise"]
     assert list(record["arms"]) == names
+    for name in names[:2]:  # robust accuracy is a probe of the network that asks for it
+        entry = record["arms"][name]
+        plain, attacked = entry["final_accuracy"], entry["probes"]["PGD-3 at 51/255"]
+        assert np.all(np.less(attacked["values"], plain["values"]))
+    assert "probes" not in record["arms"]["near/clean"]
     for name, entry in record["arms"].items():
         victim, kind = name.split("/")
         assert entry["victim"] == victim and (entry["poison"] is None) == (kind == "clean")
