@@ -83,6 +83,8 @@ def poison(
     check.at_least(1, batch_size=batch_size)
     if space.release is not None:
         return space.release(theta, scenario)
+    train = Dataset(*map(jnp.asarray, scenario.train))  # rows are taken from it in a scan
+    scenario = scenario._replace(train=train, index=jnp.asarray(scenario.index))
     num = scenario.train.image.shape[0]
     if num <= batch_size:
         batch = space.apply(theta, scenario, jnp.arange(num, dtype=jnp.int32))

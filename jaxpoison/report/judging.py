@@ -14,7 +14,7 @@ from jaxpoison.report.arms import Point
 from jaxpoison.report.preparation import Robustness
 from jaxpoison.report.study_config import StudyConfig
 from jaxpoison.report.work import Work
-from jaxpoison.types import Dataset, Key, Split, Streaming, Training, TrainState, Victim
+from jaxpoison.types import Dataset, InputError, Key, Split, Streaming, Training, TrainState, Victim
 from jaxpoison.victims import (
     Classical,
     Transfer,
@@ -99,8 +99,14 @@ class Judging:
             statistics.
           transfer: the pretrained network that victims start from; None is from scratch.
           robustness: how their robust accuracy is measured, if it is, with running statistics.
+
+        Raises: InputError for robustness where the test set stays on disk.
         """
-        name = record.entry(arm, network)
+        name, clean = record.entry(arm, network), exam.split.test
+        if robustness is not None and not isinstance(clean, Dataset):
+            raise InputError(
+                f"robustness of {name} needs a test set in memory; this one stays on disk"
+            )
         sets: Any = exam.split
         data = sets if transfer is None else transfer.data(sets)
         state, info, _ = self._work.run("victims", name, training, key, data, epochs)
@@ -114,11 +120,10 @@ class Judging:
             probe: assess(victim, state.variables, dataset, **how).accuracy
             for probe, dataset in exam.probes.items()
         }
-        if robustness is not None:
-            probes[robustness.name] = assess_robust(
-                jax.random.fold_in(key, ATTACKED), victim, state.variables, exam.split.test,
-                **robustness._asdict(),
-            ).accuracy  # fmt: skip
+        if robustness is not None and isinstance(clean, Dataset):
+            attacks = jax.random.fold_in(key, ATTACKED)
+            found = assess_robust(attacks, victim, state.variables, clean, **robustness._asdict())
+            probes[robustness.name] = found.accuracy
         self.arms[name] = record.arm(judgment, *success, probes=probes, **_of(exam, network))
         return state
 

@@ -132,6 +132,10 @@ def test_block_size_does_not_change_the_poison(make):
         assert float(blocks.image.min()) >= 0
         assert float(blocks.image.max()) <= 1
         np.testing.assert_array_equal(blocks.label, whole.label)
+    train = Dataset(*map(np.asarray, scenario.train))  # as a loader gives it
+    given = scenario._replace(train=train, index=np.asarray(scenario.index))
+    found = poison(space, theta, given, batch_size=3)
+    np.testing.assert_allclose(found.image, whole.image, rtol=0, atol=1e-7)
     with pytest.raises(InputError, match="batch_size = 0; it must be at least 1"):
         poison(space, theta, scenario, batch_size=0)
 
