@@ -11,7 +11,7 @@ Expected (README of that code, no defense): clean 94.7, REM 25.4; other sources 
 15.9 (a note on DUNE).
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
 Device: one accelerator, estimated 6 hours there, nearly all of it REM (22.6 V100 hours as
-published); not made for a CPU, where --scale small runs every part in minutes and reproduces
+published); not made for a CPU, where --scale small shows the effect in minutes and reproduces
 nothing.
 
     python -m experiments.cifar10_robust_error_minimizing --data-dir DATA_DIR
