@@ -14,12 +14,14 @@ from jaxtyping import Int
 from jaxpoison import attacks, check, over
 from jaxpoison.data import poisoned
 from jaxpoison.data.rounding import ROUNDINGS, promised
+from jaxpoison.data.verification import array_sha256
 from jaxpoison.perturb import Budget
 from jaxpoison.types import Attack, Generator, InputError
 
 __all__ = ["Arm", "Point", "Stored", "arm", "ball", "built", "control", "settings_of", "stored"]
 
 _PLAIN = str | int | float
+FEW = 128  # numbers of an array that settings spell out
 HARMLESS = "within 3 of clean: change alone does little"
 
 
@@ -126,9 +128,9 @@ def arm(
     """The arm of `factory(*parts, **options)`; its settings are all options, defaults included.
 
     Functions among the options are kept by name, sequences as lists, dataclasses (`Crafting`) field
-    by field. An option `label_map` says what the attacker wants victims to read, and a `Generator`
-    among the arguments is the network that the attack trains: both are noted, and kept with what is
-    judged.
+    by field, large arrays by dtype, shape and a hash of their content. An option `label_map` says
+    what the attacker wants victims to read, and a `Generator` among the arguments is the network
+    that the attack trains: both are noted, and kept with what is judged.
 
     Args:
       factory: an attack of `jaxpoison.attacks`.
@@ -290,9 +292,19 @@ def _spread(attack: Attack, restarts: int) -> Attack:
 
 
 def _setting(value: Any) -> Any:
-    """An argument as JSON has it; `_UNSAID` where it has no name (a network, an optax rule)."""
+    """An argument as JSON has it; `_UNSAID` where it has no name (a network, an optax rule).
+
+    A short row of numbers is a list (a map of labels, say); any other array is known by its
+    content: "float32[10,3,3,3] sha256:" and the first 16 digits.
+    """
     if value is None or isinstance(value, _PLAIN):
         return value
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and _is_known(value):
+        array = np.asarray(value)
+        if array.ndim < 2 and array.size <= FEW:
+            return array.tolist()
+        shape = ",".join(map(str, array.shape))
+        return f"{array.dtype}[{shape}] sha256:{array_sha256(array)[:16]}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: _setting(getattr(value, field.name)) for field in dataclasses.fields(value)
@@ -305,6 +317,12 @@ def _setting(value: Any) -> Any:
     if isinstance(value, Sequence) and not hasattr(value, "_fields"):
         return [_setting(item) for item in value]
     return _UNSAID
+
+
+def _is_known(value: Any) -> bool:
+    """Whether the array has numbers to be read: no tracer, no key."""
+    traced = isinstance(value, jax.core.Tracer)
+    return not traced and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _network(arguments: Mapping[str, Any], budget: Budget | None) -> Generator:

@@ -1,6 +1,7 @@
 """The arm of an attack that is crafted: its steps and settings come from its `Crafting`."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -12,7 +13,7 @@ import jaxpoison as jp
 from jaxpoison.attacks import Crafting
 from jaxpoison.perturb import Budget
 from jaxpoison.report import arm, sweep
-from jaxpoison.report.arms import ball
+from jaxpoison.report.arms import ball, settings_of
 from jaxpoison.types import InputError
 
 VICTIM = jp.models.mlp((4, 4, 1), 2, hidden=(2,))
@@ -43,6 +44,20 @@ def test_the_settings_of_an_arm_have_every_field_of_its_crafting():
     fields = dataclasses.asdict(crafting) | {"std": [0.2], "augment": crafting.augment.__qualname__}
     assert written["crafting"] == fields
     assert matching().settings["crafting"]["tau"] == 0.1
+
+
+def test_the_settings_of_an_arm_know_an_array_by_its_content():
+    table = np.zeros((2, 3, 3, 3), np.float32)
+    shown = hashlib.sha256(b"<f4[2, 3, 3, 3]" + table.tobytes()).hexdigest()[:16]
+    made = [
+        arm(jp.attacks.autoregressive, num_classes=2, coefficients=given, eps=jnp.float32(0.5),
+            budget=Budget("l2", 0.5), expect="").settings
+        for given in (table, jnp.asarray(table), table + np.eye(3, k=1, dtype=np.float32))
+    ]  # fmt: skip
+    assert json.loads(json.dumps(made[0])) == made[0] == made[1] != made[2]
+    assert made[0]["coefficients"] == f"float32[2,3,3,3] sha256:{shown}" and made[0]["eps"] == 0.5
+    assert settings_of(lambda wanted: wanted, [np.array([1, 2, 0])], {})[0] == {"wanted": [1, 2, 0]}
+    assert "key" not in settings_of(lambda key: key, [jax.random.key(0)], {})[0]
 
 
 def test_restarts_are_shared_out_over_the_devices_with_the_same_bits():
