@@ -162,6 +162,9 @@ TRAINING = {
     "randaugment": jp.defenses.randaugment,
     "ueraser": lambda: jp.defenses.ueraser(copies=2, epochs=1),
     "adversarial": lambda: jp.defenses.adversarial(steps=2),
+    "adversarial, l2": lambda: jp.defenses.adversarial(
+        eps=0.5, norm="l2", start="step_normal", steps=2
+    ),
     "trades": lambda: jp.defenses.trades(steps=2),
     "mixup, then adversarial": lambda: jp.defenses.compose(
         jp.defenses.mixup(), jp.defenses.adversarial(steps=2)

@@ -15,6 +15,7 @@ from jaxpoison.data import augment
 from jaxpoison.types import InputError
 from jaxpoison.victims.evaluate import STATISTICS
 
+from jaxpoison.victims.adversarial import NORMS, STARTS
 __all__ = ["Recipe"]
 
 SCHEDULES = ("constant", "cosine", "cosine_per_update", "step")
@@ -58,14 +59,17 @@ class Recipe:
         network's business: `create(name, shape, num_classes, **recipe.normalization)`.
       adversarial: "none"; "pgd", training on adversarial examples (`adversarial_learner`); or
         "trades" (`trades_learner`). With either, clean images are still what is judged.
-      adversarial_eps: L-infinity radius of the examples, pixels in [0, 1]; this and the next three
-        are read by "pgd" and "trades", beta by "trades" alone.
+      adversarial_eps: radius of the examples, pixels in [0, 1]; this and the rest are read by "pgd"
+        and "trades", beta by "trades" alone.
       adversarial_step: pixel units; None is a quarter of the radius.
       adversarial_steps: of PGD, at least 1.
       adversarial_beta: weight of the divergence, at least 0.
       statistics: of BatchNorm where the victim is judged, "running" or "batch"; see `logits`.
       evaluation_batch: rows at a time where the victim is judged, in memory; part of the protocol
         with statistics = "batch".
+      adversarial_start: of PGD, a word of `pgd`; None is the method's own: uniform in the ball, for
+        "trades" 0.01 N(0, I).
+      adversarial_norm: of the radius, "linf" or "l2" (over an image's entries).
       source: where the values come from.
 
     Errors:
@@ -99,6 +103,8 @@ class Recipe:
     statistics: str = "running"
     evaluation_batch: int = 500
     source: str = ""
+    adversarial_start: str | None = None
+    adversarial_norm: str = "linf"
 
     def __post_init__(self):
         check.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -119,7 +125,9 @@ class Recipe:
         if self.schedule == "step":
             _check_milestones(self.milestones, self.epochs)
         check.one_of(ADVERSARIAL, adversarial=self.adversarial)
-        check.fraction(adversarial_eps=self.adversarial_eps)
+        check.one_of(NORMS, adversarial_norm=self.adversarial_norm)
+        most = 1 if self.adversarial_norm == "linf" else math.inf
+        check.number(least=0, most=most, adversarial_eps=self.adversarial_eps)
         if self.adversarial_step is not None:
             check.positive(adversarial_step=self.adversarial_step)
         check.at_least(1, adversarial_steps=self.adversarial_steps)
@@ -127,6 +135,7 @@ class Recipe:
         check.one_of(STATISTICS, statistics=self.statistics)
         check.at_least(1, evaluation_batch=self.evaluation_batch)
 
+        check.one_of((None, *STARTS), adversarial_start=self.adversarial_start)
     @property
     def normalization(self) -> dict[str, tuple[float, ...] | None]:
         """`mean` and `std` as the keyword arguments of a network of `jaxpoison.models`."""

@@ -90,12 +90,16 @@ def dvae(*, epochs: int = 60) -> Recipe:
 
 
 def dvae_adversarial(*, epochs: int = 100) -> Recipe:
-    """Yu et al. 2024, adversarial training: PGD-10 at 8/255, x 0.1 at 3/4 and 9/10.
+    """Yu et al. 2024, adversarial training: PGD-10 at 8/255 from x + 2/255 N(0, I).
 
-    Their start of the attack is x + 2/255 N(0, I); here it is uniform in the ball.
+    The rate x 0.1 at 3/4 and 9/10.
     """
-    recipe = _common(epochs, "D-VAE code, adversarial training")
-    return _steps(dataclasses.replace(recipe, adversarial="pgd"), (3, 4), (9, 10))
+    recipe = dataclasses.replace(
+        _common(epochs, "D-VAE code, adversarial training"),
+        adversarial="pgd",
+        adversarial_start="step_normal",
+    )
+    return _steps(recipe, (3, 4), (9, 10))
 
 
 def iss(*, epochs: int = 60) -> Recipe:

@@ -182,7 +182,10 @@ def _losses(recipe: Recipe) -> Losses:
         "eps": recipe.adversarial_eps,
         "step_size": recipe.adversarial_step,
         "steps": recipe.adversarial_steps,
+        "norm": recipe.adversarial_norm,
     }
+    if recipe.adversarial_start is not None:
+        attack["start"] = recipe.adversarial_start
     if recipe.adversarial == "pgd":
         return adversarial(**attack)(cross_entropy)
     if recipe.adversarial == "trades":

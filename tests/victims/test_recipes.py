@@ -111,7 +111,9 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
         "dvae_adversarial",
         {},
         100,
-        COMMON | {"adversarial": "pgd", "adversarial_eps": 8 / 255, "adversarial_steps": 10},
+        COMMON
+        | {"adversarial": "pgd", "adversarial_eps": 8 / 255, "adversarial_steps": 10}
+        | {"adversarial_start": "step_normal", "adversarial_norm": "linf"},
         {75: 0.1, 90: 0.01},
     ),
     ("iss", {}, 60, COMMON, "cosine"),
@@ -504,6 +506,15 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
         ),
         ({"statistics": "frozen"}, "statistics = 'frozen'; allowed are running, batch"),
         ({"evaluation_batch": 0}, "evaluation_batch = 0; it must be at least 1"),
+        (
+            {"adversarial_norm": "l2", "adversarial_eps": -0.5},
+            "adversarial_eps = -0.5; it must be a finite number at least 0",
+        ),
+        ({"adversarial_norm": "l1"}, "adversarial_norm = 'l1'; allowed are linf, l2"),
+        (
+            {"adversarial_start": "corner"},
+            "adversarial_start = 'corner'; allowed are None, zero, uniform, normal, step_normal",
+        ),
     ]
     + [
         (
