@@ -12,15 +12,17 @@ from jaxtyping import Array, Float
 
 from jaxpoison import check
 from jaxpoison.data import augment
+from jaxpoison.data.affine import random_affine
+from jaxpoison.data.colors import color_jitter
 from jaxpoison.types import InputError
+from jaxpoison.victims.adversarial import NORMS, STARTS
 from jaxpoison.victims.evaluate import STATISTICS
 
-from jaxpoison.victims.adversarial import NORMS, STARTS
 __all__ = ["Recipe"]
 
 SCHEDULES = ("constant", "cosine", "cosine_per_update", "step")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
-AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "shift_flip")
+AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "shift_flip", "strong")
 ADVERSARIAL = ("none", "pgd", "trades")
 
 
@@ -51,8 +53,10 @@ class Recipe:
       trust: coefficient of "lars".
       clip_norm: global gradient norm clip; None for none.
       drop_last: leave out the last partial batch of an epoch.
-      augmentation: "none", "crop" (4 px of padding), "flip" (horizontal), "crop_flip", or
-        "shift_flip" (sub-pixel shift by up to an eighth of the height each way, then flip).
+      augmentation: "none", "crop" (4 px of padding), "flip" (horizontal), "crop_flip",
+        "shift_flip" (sub-pixel shift by up to an eighth of the height each way, then flip), or
+        "strong" (turn by up to 10 degrees; shear by up to 10 degrees and zoom by 0.8 to 1.2; color
+        jitter of 0.2, hue kept; then as "crop_flip").
       fill: color of the padding, pixels in [0, 1]: one value, or one per channel.
       mean: per channel, pixel units: what the source subtracts from images; None for nothing.
       std: per channel, pixel units: what it divides them by then; None for nothing. Both are the
@@ -63,13 +67,13 @@ class Recipe:
         and "trades", beta by "trades" alone.
       adversarial_step: pixel units; None is a quarter of the radius.
       adversarial_steps: of PGD, at least 1.
+      adversarial_start: of PGD, a word of `pgd`; None is the method's own: uniform in the ball, for
+        "trades" 0.01 N(0, I).
+      adversarial_norm: of the radius, "linf" or "l2" (over an image's entries).
       adversarial_beta: weight of the divergence, at least 0.
       statistics: of BatchNorm where the victim is judged, "running" or "batch"; see `logits`.
       evaluation_batch: rows at a time where the victim is judged, in memory; part of the protocol
         with statistics = "batch".
-      adversarial_start: of PGD, a word of `pgd`; None is the method's own: uniform in the ball, for
-        "trades" 0.01 N(0, I).
-      adversarial_norm: of the radius, "linf" or "l2" (over an image's entries).
       source: where the values come from.
 
     Errors:
@@ -99,12 +103,12 @@ class Recipe:
     adversarial_eps: float | Float[Array, ""] = 8 / 255
     adversarial_step: float | Float[Array, ""] | None = None
     adversarial_steps: int = 10
+    adversarial_start: str | None = None
+    adversarial_norm: str = "linf"
     adversarial_beta: float | Float[Array, ""] = 1.0
     statistics: str = "running"
     evaluation_batch: int = 500
     source: str = ""
-    adversarial_start: str | None = None
-    adversarial_norm: str = "linf"
 
     def __post_init__(self):
         check.at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -131,11 +135,11 @@ class Recipe:
         if self.adversarial_step is not None:
             check.positive(adversarial_step=self.adversarial_step)
         check.at_least(1, adversarial_steps=self.adversarial_steps)
+        check.one_of((None, *STARTS), adversarial_start=self.adversarial_start)
         check.number(least=0, adversarial_beta=self.adversarial_beta)
         check.one_of(STATISTICS, statistics=self.statistics)
         check.at_least(1, evaluation_batch=self.evaluation_batch)
 
-        check.one_of((None, *STARTS), adversarial_start=self.adversarial_start)
     @property
     def normalization(self) -> dict[str, tuple[float, ...] | None]:
         """`mean` and `std` as the keyword arguments of a network of `jaxpoison.models`."""
@@ -191,6 +195,13 @@ class Recipe:
             "flip": augment.flip(),
             "crop_flip": augment.compose(augment.crop(padding=4, fill=self.fill), augment.flip()),
             "shift_flip": augment.shift_flip(fill=self.fill),
+            "strong": augment.compose(
+                random_affine(degrees=10),
+                random_affine(shear=10, scale=(0.8, 1.2)),
+                color_jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0),
+                augment.crop(padding=4, fill=self.fill),
+                augment.flip(),
+            ),
         }[self.augmentation]
 
     def _rate(self, steps: int) -> optax.Schedule:

@@ -43,6 +43,7 @@ __all__ = [
     "mnist_canceling",
     "mnist_canceling_cnn",
     "ops",
+    "orthogonal_projection",
     "poisoning_benchmark",
     "poisoning_benchmark_transfer",
     "rem",
@@ -158,6 +159,23 @@ def cuda(*, epochs: int = 100) -> Recipe:
 def ops(*, epochs: int = 200) -> Recipe:
     """Wu et al. 2023, one-pixel shortcut: x 0.1 at 1/2 and 3/4; the code's batch is 256."""
     return _steps(_common(epochs, "One-pixel shortcut, paper"), (1, 2), (3, 4))
+
+
+def orthogonal_projection(*, epochs: int = 50) -> Recipe:
+    """Sandoval-Segura et al. 2023, victims of projected sets: x 0.1 at 1/2 and 3/4.
+
+    Its CutMix, in every second batch, is `defense=defenses.cutmix(num_mix=1)` of
+    `victim_training`, which draws row by row. Without its flag for strong augmentation it crops and
+    flips, as "crop_flip".
+    """
+    recipe = dataclasses.replace(
+        _common(epochs, "Learn-from-unlearnable code, orthogonal_projection_step_2.py"),
+        weight_decay=1e-4,
+        augmentation="strong",
+        mean=MEAN,
+        std=STD,
+    )
+    return _steps(recipe, (1, 2), (3, 4))
 
 
 def tap_victim(*, epochs: int = 200) -> Recipe:

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import jaxpoison as jp
 from jaxpoison.data import policies, tones
-from jaxpoison.data.affine import matrices, warp
+from jaxpoison.data.affine import matrices, random_affine, warp
 from jaxpoison.data.policies import OPERATIONS, rand_augment, rand_augment_at, trivial_augment
 
 KEY, SIZE = jax.random.key(0), (16, 20)
@@ -156,3 +156,39 @@ def test_trivial_augment_makes_images_of_every_kind():
 def test_bad_settings_are_one_line(settings, message):
     with pytest.raises(jp.InputError, match=message):
         rand_augment(**settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "angle", "slope", "scale"),
+    [
+        ({"degrees": 10}, 10, 0, (1, 1)),
+        ({"shear": 10, "scale": (0.8, 1.2)}, 0, np.tan(np.radians(10)), (0.8, 1.2)),
+    ],
+)
+def test_a_random_affine_move_is_of_the_strengths_it_was_given(options, angle, slope, scale):
+    """Where each pixel was read, seen on images of their own coordinates: p -> A (p - c) + c."""
+    num, size = 64, 33
+    y, x = np.mgrid[:size, :size] - 16.0
+    ramp = jnp.asarray(np.stack([x, y], axis=2) + 100, jnp.float32)
+    read = random_affine(**options)(KEY, jnp.broadcast_to(ramp[None], (num, size, size, 2)))
+    found = []
+    for one in np.asarray(read).reshape(num, -1, 2):
+        inside = one[:, 0] > 0  # zero outside
+        at = np.stack([x.ravel(), y.ravel()], axis=1)
+        found.append(np.linalg.lstsq(at[inside], one[inside] - 100, rcond=None)[0].T)
+    (a, b), (c, d) = np.moveaxis(np.stack(found), 0, 2)
+    turn, factor = np.degrees(np.arctan2(c, a)), 1 / np.hypot(a, c)
+    lean = (a * b + c * d) / (a * a + c * c)
+    for value, low, high in [(turn, -angle, angle), (lean, -slope, slope), (factor, *scale)]:
+        error = 0.03 * (1 + high)  # of whole pixels
+        assert low - error < value.min() and value.max() < high + error
+    for value, width in [(turn, 2 * angle), (lean, 2 * slope), (factor, scale[1] - scale[0])]:
+        np.testing.assert_allclose(np.std(value), width / np.sqrt(12), rtol=0.2, atol=0.01)
+    np.testing.assert_allclose(d * a - b * c, 1 / factor**2, rtol=0.06)
+
+
+def test_bad_strengths_of_a_move_are_one_line():
+    with pytest.raises(jp.types.InputError, match="^degrees = 90; it must be a number at least 0"):
+        random_affine(degrees=90)
+    with pytest.raises(jp.types.InputError, match="the lowest factor must come first$"):
+        random_affine(scale=(1.2, 0.8))

@@ -146,6 +146,13 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
     ("apbench", {"epochs": 50}, 50, COMMON | {"batch_size": 256}, {}),
     ("cuda", {}, 100, COMMON | {"batch_size": 512, "clip_norm": 5.0}, {40: 0.1, 80: 0.01}),
     ("ops", {}, 200, COMMON, {100: 0.1, 150: 0.01}),
+    (
+        "orthogonal_projection",
+        {},
+        50,
+        COMMON | ROUNDED | {"weight_decay": 1e-4, "augmentation": "strong"},
+        {25: 0.1, 37: 0.01},
+    ),
     ("tap_victim", {}, 200, COMMON | ROUNDED, "cosine"),
     ("ar", {}, 100, COMMON | ROUNDED, {50: 0.1}),
     ("lsp", {}, 100, COMMON, {50: 0.1, 75: 0.01}),
@@ -439,7 +446,7 @@ def test_steps_per_epoch(drop_last, num, steps):
     assert recipe.steps_per_epoch(num) == steps
 
 
-@pytest.mark.parametrize("name", ["none", "crop", "flip", "crop_flip", "shift_flip"])
+@pytest.mark.parametrize("name", ["none", "crop", "flip", "crop_flip", "shift_flip", "strong"])
 def test_every_augmentation_keeps_shape_and_box(name):
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=0.1, augmentation=name)
     image = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
@@ -483,7 +490,7 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
         ({"optimizer": "lion"}, "optimizer = 'lion'; allowed are sgd, adam, adamw, lars"),
         (
             {"augmentation": "mixup"},
-            "augmentation = 'mixup'; allowed are none, crop, flip, crop_flip, shift_flip",
+            "augmentation = 'mixup'; allowed are none, crop, flip, crop_flip, shift_flip, strong",
         ),
         ({"decay": 0.0}, "decay = 0.0; it must be a number above 0 and at most 1"),
         ({"decay": 1.5}, "decay = 1.5; it must be a number above 0 and at most 1"),
@@ -499,13 +506,6 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
             {"adversarial_step": 0.0},
             "adversarial_step = 0.0; it must be a finite number above 0",
         ),
-        ({"adversarial_steps": 0}, "adversarial_steps = 0; it must be at least 1"),
-        (
-            {"adversarial_beta": -1.0},
-            "adversarial_beta = -1.0; it must be a finite number at least 0",
-        ),
-        ({"statistics": "frozen"}, "statistics = 'frozen'; allowed are running, batch"),
-        ({"evaluation_batch": 0}, "evaluation_batch = 0; it must be at least 1"),
         (
             {"adversarial_norm": "l2", "adversarial_eps": -0.5},
             "adversarial_eps = -0.5; it must be a finite number at least 0",
@@ -515,6 +515,13 @@ def test_a_sweep_over_the_learning_rate_is_a_vmap():
             {"adversarial_start": "corner"},
             "adversarial_start = 'corner'; allowed are None, zero, uniform, normal, step_normal",
         ),
+        ({"adversarial_steps": 0}, "adversarial_steps = 0; it must be at least 1"),
+        (
+            {"adversarial_beta": -1.0},
+            "adversarial_beta = -1.0; it must be a finite number at least 0",
+        ),
+        ({"statistics": "frozen"}, "statistics = 'frozen'; allowed are running, batch"),
+        ({"evaluation_batch": 0}, "evaluation_batch = 0; it must be at least 1"),
     ]
     + [
         (

@@ -46,8 +46,8 @@ def orthogonal_projection(
       the linear model in training; the info of an epoch is what `victims.learner` says of its
       updates, averaged by their rows.
     Errors: InputError for a bad value; before the fit, for labels beyond num_classes.
-    Source: Sandoval-Segura et al. 2023, section 4 and released code. Its victims are trained with
-      strong augmentation (rotation, shear, color jitter, CutMix), which is theirs to choose.
+    Source: Sandoval-Segura et al. 2023, section 4 and released code. Its victims, trained
+      with strong augmentation and CutMix, are those of `victims.recipes.orthogonal_projection`.
     """
     check.at_least(2, num_classes=num_classes, num_steps=num_steps)
     recipe = victims.Recipe(
