@@ -144,7 +144,7 @@ PRESETS = [  # name, arguments, epochs, fields, rate at epochs as a multiple of 
     ("apbench", {}, 200, COMMON | {"batch_size": 256}, {100: 0.5}),
     ("apbench", {"epochs": 300}, 300, COMMON | {"batch_size": 256}, {100: 0.5, 200: 0.25}),
     ("apbench", {"epochs": 50}, 50, COMMON | {"batch_size": 256}, {}),
-    ("cuda", {}, 100, COMMON | {"batch_size": 512, "clip_norm": 5.0}, {40: 0.1, 80: 0.01}),
+    ("cuda", {}, 100, COMMON | {"batch_size": 512}, {40: 0.1, 80: 0.01}),
     ("ops", {}, 200, COMMON, {100: 0.1, 150: 0.01}),
     (
         "orthogonal_projection",

@@ -96,7 +96,8 @@ def released_filters(
     """The filters of the paper's code: NumPy's generator seeded with 0, class after class.
 
     Each class draws a kernel for three channels, of which the first is used for all, then row and
-    column of its 1.
+    column of its 1. That code goes on drawing a number for each image of a partial poison; here the
+    scenario says which rows may change.
 
     Args:
       num_classes: L; the first classes of more are the same.
