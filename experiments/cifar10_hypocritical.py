@@ -10,8 +10,8 @@ rises), at 14/255 80.0; plainly trained 71.5 (another recipe). The loss is in ro
 PGD-20 at 8/255, a probe of the adversarially trained victims in the record: clean 50.6,
 hypocritical 37.6, at 14/255 52.9.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
-Device: one accelerator, estimated 5 hours there; not made for a CPU, where --scale small runs every
-part in minutes and reproduces nothing.
+Device: one accelerator, estimated 5 hours there; not made for a CPU, where --scale small shows the
+effect in minutes and reproduces nothing.
 
     python -m experiments.cifar10_hypocritical --data-dir DATA_DIR
 """
