@@ -1,4 +1,4 @@
-"""Orthogonal projection: its fit against numpy, its span against scipy, what it does to a leak."""
+"""Orthogonal projection: its fit against numpy, its span against scipy, a leak: test_leak.py."""
 
 import jax
 import jax.numpy as jnp
