@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def test_smoke(tmp_path, quick_compile):
         error = np.array([json.loads(line)[part] for line in lines]).reshape(2, 2)
         assert np.all(error[:, 1] < error[:, 0])
     assert script.main(config) == record == json.loads((run / "result.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ("lsp", "ops"))
+def test_the_rows_of_the_specification_meet_their_gates(row, shared_data, tmp_path):
+    """About 6 minutes of LSP, 4 of OPS, on 2 quiet CPU cores."""
+    command = [sys.executable, shared_data / "prepare.py", "--npz", tmp_path, "cifar10"]
+    subprocess.run(command, check=True, capture_output=True)
+    record = script.main(script.Config(runs=tmp_path, data_dir=tmp_path, rows=(row,)))
+    (found,) = record["rows"]
+    assert set(found["met"]) == set(script.ROWS[row].gate)
+    assert all(found["met"].values()), found
 
 
 def test_gates():
