@@ -189,7 +189,9 @@ def dvae(
     One process: step t < E is an epoch of stage one; step E first makes x1 of every row, so that
     resumption, checkpoints and the progress bar are those of the loops. Both stages take the same
     compiled epoch, their target and rate are numbers. The latent noise of a row is drawn by its
-    number, so that results do not depend on the batch that it is purified in.
+    number, so that results do not depend on the batch that it is purified in. Purification reads
+    running statistics of BatchNorm, which take some 50 updates of a stage to settle: a fit as short
+    as that is poor, but because it has learned little; other statistics would not mend it.
 
     `apply` takes the fitted rows, or others (then stage one purifies those as well), labels and
     all. p^ by itself is `perturbations(network, state.other, dataset)` of the last state.
