@@ -32,6 +32,12 @@ with install_import_hook("jaxpoison", "tests.typecheck.checked"):
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_finish():
+    """What is imported stays: no later collection of garbage, one a module, has to read it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def release_programs():
     """Drop a module's compiled programs: each holds memory maps, of which a process has 65,530."""
