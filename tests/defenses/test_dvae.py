@@ -199,8 +199,8 @@ ABLATIONS = {  # a setting of section 12 of the specification: (of the network, 
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_every_ablation_can_be_fitted(name):
-    """A step of a small network keeps its state's shapes."""
+def test_the_step_of_every_ablation_keeps_the_shapes_of_its_state(name):
+    """Nothing is computed."""
     of_network, of_fit = ABLATIONS[name]
     network = jp.models.dvae(SHAPE, CLASSES, width=2, **of_network)
     purifier = jp.defenses.dvae(network, settings(**of_fit))
@@ -211,6 +211,14 @@ def test_every_ablation_can_be_fitted(name):
         lambda x: (x.shape, x.dtype), state
     )
     assert info.kld.shape == ()
+
+
+def test_input_noise_is_what_the_encoder_sees_and_not_what_is_learned():
+    """A stub gives back what it sees: L_rec is the square of the noise, of 576 values."""
+    for std in (0.0, 0.2):
+        own = settings(epochs=1, kld_targets=(1.0,), output="x-p", input_noise_std=std)
+        _, info = jp.run(jp.defenses.dvae(stub(0.0), own), KEY, pictures(), num_steps=1)
+        np.testing.assert_allclose(info.reconstruction[0], std**2, rtol=0.2, atol=1e-12)
 
 
 def test_what_each_epoch_pays():
