@@ -45,7 +45,7 @@ def main(config: Config) -> dict:
     victim = config.create(config.network, split, 10)
     recipe = jp.victims.recipes.small(epochs=config.epochs, learning_rate=2e-3, batch_size=64)
     budget = jp.perturb.Budget("linf", config.eps)
-    tap = {"eps": config.eps, "num_classes": 10}
+    tap = {"eps": config.eps, "num_classes": 10, "augment": None}
     arms = control(budget) | {
         "error-maximizing": arm(
             jp.attacks.error_maximizing,

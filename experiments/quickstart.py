@@ -82,6 +82,7 @@ def main(config: Config) -> dict:
                 victim,
                 eps=eps,
                 num_classes=10,
+                augment=None,
                 num_steps=config.tap_steps,
                 budget=linf,
                 expect="under 35: features of the next class, this label",
