@@ -63,6 +63,14 @@ class Config(PaperConfig):
     def __post_init__(self):
         super().__post_init__()
         jp.check.at_least(1, steps=self.steps)
+        if self.adversarial not in (None, "pgd"):
+            raise jp.InputError(
+                f"adversarial = {self.adversarial!r}; victims are plain or PGD-trained (--robust)"
+            )
+        if self.adversarial_eps is not None:
+            raise jp.InputError(
+                f"adversarial_eps = {self.adversarial_eps}; the radii of training are --robust"
+            )
         for eps in self.robust:
             jp.check.fraction(robust=eps)
         jp.check.fraction(attacked=self.attacked)

@@ -3,7 +3,7 @@
 Claim: which defense undoes an unlearnable example depends on the example, and none undoes all; what
 is seen at this size stands in experiments/README.md. A small table, not a reproduction of any
 paper: 3,000 training images, a two-layer CNN, eps 16/255, D-VAE a quarter as wide and 10 epochs a
-stage in batches of 32. All images are gray, so there is no column of that name.
+stage in batches of 32. All images are gray: the column of that name would change nothing.
 Data: fashion_mnist prepared for TFDS as array_record, or fashion_mnist-train.npz and -test.npz.
 Device: any; 30 minutes on 2 CPU cores.
 

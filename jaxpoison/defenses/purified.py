@@ -46,7 +46,8 @@ def chain(*purifiers: Purifier) -> Purifier:
     chain(grayscale(), jpeg()) is both parts of ISS. The i-th is `fit_purify` with fold_in(key, i).
     All of it happens when the chain is applied, and so to the set that it is applied to: an encoder
     of the host may stand before a fit. To watch a long fit, or to keep its checkpoints, purify in
-    steps instead, with `run_chunks`.
+    steps instead, with `run_chunks`. `orthogonal_projection` makes floats, which the others do not
+    take: it stands last.
 
     Args:
       purifiers: in the order of their work; built once, like the chain.
@@ -67,8 +68,8 @@ def chain(*purifiers: Purifier) -> Purifier:
         for number, one in enumerate(purifiers):
             try:
                 dataset, _ = fit_purify(one, jax.random.fold_in(key, number), dataset)
-            except loops.NonFiniteError as error:
-                raise loops.NonFiniteError(f"purifier {number}: {error}") from error
+            except (loops.NonFiniteError, InputError) as error:
+                raise type(error)(f"purifier {number}: {error}") from error
         return dataset
 
     return Purifier(lambda key, dataset: (), step, apply)

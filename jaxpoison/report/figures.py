@@ -47,7 +47,7 @@ def grid(
             (f"difference\nx {127 / largest:.3g}, grey = 0", 0.5 + difference / largest / 2)
         )
     figure = blank((1.9 + columns * 0.85, 0.6 + len(rows) * 0.85))
-    figure.suptitle("training images, as the victims see them", fontsize=10)
+    figure.suptitle("training images, as they are stored", fontsize=10)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, images, strict=True):

@@ -30,14 +30,16 @@ class Attacker(NamedTuple):
 class _Matrix:
     """Which cells there are, and where finished ones are looked for."""
 
+    HIDDEN = ("craft_seeds", "probes")
+
     attacks: tuple[str, ...] = ()
-    """Rows to compute, by name; none is all. The clean set is always one."""
+    """Rows to compute, by name; an empty list is all. The clean set is always one."""
     defenses: tuple[str, ...] = ()
-    """Columns to compute, by name; none is all. No defense is always one."""
+    """Columns to compute, by name; an empty list is all. No defense, "none", is always one."""
     cache: bool = True
     """Take poisons and cells of equal settings from RUNS/cache, and keep them there, so that
-    another run (of more rows, say) computes only what is new. Other package versions and edits of
-    the package's code, but for its reports, begin anew."""
+    another run (of more rows, say, under another --name) computes only what is new. Other package
+    versions and edits of the package's code, but for its reports, begin anew."""
 
     def chosen(self, what: str, named: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `named` that the setting `what` names, in the order of `named`.

@@ -30,8 +30,8 @@ def heat_map(path: pathlib.Path, record: dict[str, Any]) -> None:
                 means[i, j] = 100 * entry["final_accuracy"]["mean"]
     figure = blank((2.6 + 0.85 * len(defenses), 1.7 + 0.5 * len(attacks)))
     figure.suptitle(
-        f"{record['experiment']}: clean test accuracy in %\n"
-        "(in brackets: published, of other implementations)",
+        f"{record['experiment']}: clean test accuracy in %"
+        + ("\n(in brackets: published, of other implementations)" if record["published"] else ""),
         fontsize=10,
     )
     axis = figure.subplots()

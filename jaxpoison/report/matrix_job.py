@@ -19,7 +19,7 @@ from jaxpoison.report.preparation import Trainee, check_arms, check_split, rehea
 from jaxpoison.report.protections import UNDEFENDED, Protection
 from jaxpoison.report.study import Study
 from jaxpoison.types import InputError, Scenario, Split, Training, Victim
-from jaxpoison.victims import Recipe, victim_training
+from jaxpoison.victims import Recipe, checkpoint_epochs, victim_training
 
 __all__ = ["matrix_job"]
 
@@ -86,6 +86,9 @@ def matrix_job(
     poisoned.check_source(source)
     guides = [one.knows for one in attackers.values() if one.knows is not None]
     split = check_split(split, [Trainee(victim, recipe), *guides])
+    for one in guides:
+        if one.checkpoints is not None:  # asked here, before any other row is computed
+            checkpoint_epochs(one.checkpoints, one.recipe.epochs)
     keys = jax.random.split(jax.random.key(config.seed), 5)
     index = poison_rows(keys[0], split.train, share=config.share)
     for name, one in attackers.items():

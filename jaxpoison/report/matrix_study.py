@@ -38,9 +38,12 @@ class ZooSettings:
     """
 
     attacks: tuple[AttackName, ...] = ()
-    """Rows to compute; none is all. The clean set is always one."""
+    """Rows to compute; an empty list is all. The clean set is always one. In papers: EM, REM, SEM
+    (stable-error-minimizing), TAP (error-maximizing), SEP, HYPO, LSP, AR, OPS (one-pixel), CUDA
+    (convolution)."""
     defenses: tuple[DefenseName, ...] = ()
-    """Columns to compute; none is all. No defense is always one."""
+    """Columns to compute; an empty list is all. No defense, "none", is always one. Blur is a
+    Gaussian of sigma 1, bit-depth two bits, adversarial PGD training at `eps`."""
     eps: float = 8 / 255
     """L-infinity radius of the attacks that have one, pixels in [0, 1]; D-VAE's magnitude that
     costs nothing goes with its square."""

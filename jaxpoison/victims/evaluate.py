@@ -207,23 +207,27 @@ def judge(
     batch_size: int = 500,
     statistics: str = "running",
 ) -> Judgment:
-    """The victims of several seeds after training.
+    """The victims of several seeds after training, or the one of a single training.
 
     Args:
       victim: the network.
-      state: TrainState with leading axis R (from `over_restarts` of a Training).
-      info: EpochInfo over epochs, leaves [T, R].
+      state: TrainState with leading axis R (from `over_restarts` of a Training), or of one victim.
+      info: EpochInfo over epochs, leaves [T, R], or [T].
       train: the training set they saw.
       test: clean test set.
       batch_size: rows at a time; one victim's activations of one batch are all that is held.
       statistics: "running" or "batch", as in `logits`; `**recipe.evaluation` has both.
+
+    Raises: InputError for the state of another network.
     """
+    variables = stacked(victim, state.variables)
     seen, held_out = (
-        np.asarray(_counts(victim, state.variables, dataset, batch_size, statistics))
+        np.asarray(_counts(victim, variables, dataset, batch_size, statistics))
         for dataset in (train, test)
     )
     train_accuracy = np.trace(seen, axis1=1, axis2=2) / len(train.label)
-    return judgment(held_out, train_accuracy, info.test_accuracy)
+    curve = np.asarray(info.test_accuracy)
+    return judgment(held_out, train_accuracy, curve.reshape(len(curve), -1))
 
 
 def judgment(

@@ -173,8 +173,21 @@ def make_learner(
         return plain_learner(victim, tx, accumulate=accumulate, losses=losses)
     steps = recipe.steps_per_epoch(num_train)
     return plain_learner(
-        victim, tx, accumulate=accumulate, losses=defense(losses), steps_per_epoch=steps
+        victim, tx, accumulate=accumulate, losses=_defended(defense, losses), steps_per_epoch=steps
     )
+
+
+def _defended(defense: Any, losses: Losses) -> Losses:
+    if not callable(defense):
+        raise InputError(
+            f"defense is a {type(defense).__name__}; it must be a training-time defense, such as "
+            "defenses.mixup()"
+        )
+    try:
+        return defense(losses)
+    except TypeError as error:
+        name = getattr(defense, "__name__", "defense")
+        raise InputError(f"defense does not take losses; was {name}(...) meant?") from error
 
 
 def _losses(recipe: Recipe) -> Losses:

@@ -42,7 +42,7 @@ def test_a_fit_behind_a_codec_sees_what_the_codec_made():
     second = jax.random.fold_in(apply_key, 1)
     wanted, _ = jp.defenses.fit_purify(project, second, purified(jpeg, data)[0])
     np.testing.assert_array_equal(both.image, wanted.image)
-    with pytest.raises(jp.InputError, match="^images are float32; this purifier takes uint8"):
+    with pytest.raises(jp.InputError, match="^purifier 1: images are float32; this purifier takes"):
         purified(jp.defenses.chain(project, jpeg), data)
 
 

@@ -1,5 +1,7 @@
 """Defenses in a victim's training: the epoch they are told, adversarial examples of mixed rows."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import jaxpoison as jp
 from jaxpoison.types import as_float
 from jaxpoison.victims.learner import cross_entropy
+from jaxpoison.victims.train import make_learner
 
 KEY, SHAPE, CLASSES = jax.random.key(0), (4, 4, 3), 3
 RECIPE = jp.victims.Recipe(epochs=3, batch_size=8, learning_rate=0.1)
@@ -31,6 +34,21 @@ def clock(losses):
         return 0 * values + batch.epoch, aux
 
     return changed
+
+
+@pytest.mark.parametrize(
+    ("defense", "line"),
+    [
+        (jp.defenses.jpeg(), "defense is a Purifier; it must be a training-time defense"),
+        ("mixup", "defense is a str; it must be a training-time defense, such as defenses.mixup()"),
+        (jp.defenses.mixup, r"defense does not take losses; was mixup\(\.\.\.\) meant?"),
+    ],
+)
+def test_what_is_no_defense_is_one_line(defense, line):
+    recipe = jp.victims.Recipe(1, 8, 0.1)
+    untyped = inspect.unwrap(make_learner)
+    with pytest.raises(jp.InputError, match=f"^{line}"):
+        untyped(linear(), recipe, 20, 1, defense)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

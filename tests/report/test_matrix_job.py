@@ -200,6 +200,10 @@ def test_what_is_refused(study, attackers):
         job("bad", craft_seeds=2)
     with pytest.raises(jp.InputError, match="^defense = 'a/b'; a plain folder name"):
         job("bad", columns={"a/b": DEFENSES["bit-depth"]})
+    few = attackers["tap"]
+    few = few._replace(knows=few.knows._replace(checkpoints=3))
+    with pytest.raises(jp.InputError, match="^checkpoints = 3; a run of 2 epochs has at most 2"):
+        job("bad", rows={"few": few})
     with pytest.raises(jp.InputError, match="^trained_with needs a defense or a recipe"):
         trained_with()
     with pytest.raises(jp.InputError, match="^random_filter makes no Purifier"):

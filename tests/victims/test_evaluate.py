@@ -147,6 +147,10 @@ def test_judge_counts_every_seed():
     np.testing.assert_allclose(got.per_class[:2], recall, rtol=1e-12)
     assert got.per_class[2] is None
     assert got.final_accuracy == victims.interval(right)
+    alone, epochs = jax.tree.map(lambda x: x[0], state), jax.tree.map(lambda x: x[:, 0], info)
+    single = victims.judge(net, alone, epochs, train, test, batch_size=7)  # no axis of seeds
+    assert single.final_accuracy.values == got.final_accuracy.values[:1]
+    assert single.peak_accuracy.values == got.peak_accuracy.values[:1]
 
 
 def test_assess_counts_one_victim_or_several():
