@@ -63,6 +63,8 @@ def leak_probe(
     Source: ridge regression in its dual form, Saunders et al. 1998.
     """
     check.at_least(2, num_classes=num_classes)
+    if not isinstance(ridges, Sequence):
+        raise InputError(f"ridges = {ridges}; they must be a sequence, such as (1.0, 10.0)")
     if not ridges:
         raise InputError("ridges is empty; it needs one constant at least")
     check.positive(**{f"ridges[{i}]": x for i, x in enumerate(ridges)})

@@ -1,6 +1,7 @@
 """The leak probe against scikit-learn's ridge classifier; chance, planted leaks, refusals."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,9 @@ def test_what_is_refused():
             jp.defenses.leak_probe(image, label, **options)
     with pytest.raises(jp.InputError, match="^rows = 3; it must be at least 4"):
         jp.defenses.leak_probe(image[:3], label[:3], num_classes=4)
+    untyped = inspect.unwrap(jp.defenses.leak_probe)
+    with pytest.raises(jp.InputError, match="^ridges = 1.0; they must be a sequence"):
+        untyped(image, label, num_classes=4, ridges=1.0)
 
 
 POISONS = {
