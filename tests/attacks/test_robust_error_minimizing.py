@@ -156,6 +156,21 @@ def test_the_last_pass_may_be_spread_over_steps():
         attack(finish_steps=3).init(KEY, data)
 
 
+def test_no_step_of_a_spread_pass_is_idle():
+    """Five batches over four steps: each has one turn, and each step gives some of them noise."""
+    data, spread = scenario(), attack(finish_steps=4, batch_size=1)
+    step, state = jax.jit(spread.step), spread.init(KEY, scenario())
+    state, _ = step(jax.random.key(1), state, data)
+    turns = []
+    for number in range(2, spread.num_steps + 1):
+        before = np.asarray(state.theta)
+        state, info = step(jax.random.key(number), state, data)
+        assert float(info.outer_loss) > 0
+        turns.append(np.any(before != state.theta, axis=(1, 2, 3)))
+    assert spread.num_steps == 5 and np.all(np.sum(turns, axis=1) >= 1)
+    assert np.all(np.any(turns, axis=0)) and np.all(np.sum(turns[1:], axis=0) <= 1)
+
+
 def test_bad_values_are_one_line():
     for options, message in [
         ({"steps": 0}, "steps = 0; it must be at least 1"),

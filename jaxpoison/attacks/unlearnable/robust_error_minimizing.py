@@ -161,9 +161,9 @@ def robust_error_minimizing(
 
         count = state.count + 1
         batches, late = -(-changed // size), count - steps
-        part = -(-batches // finish_steps)
-        begin = jnp.where(late >= 0, late % finish_steps * part, 0)
-        end = jnp.where(late >= 0, jnp.minimum(begin + part, batches), 0)
+        part = late % finish_steps  # of as many batches as the others, or one more
+        begin = jnp.where(late >= 0, part * batches // finish_steps, 0)
+        end = jnp.where(late >= 0, (part + 1) * batches // finish_steps, 0)
         training = (late <= 0).astype(jnp.int32)
 
         def visit(j, carry):
