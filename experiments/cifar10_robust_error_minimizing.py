@@ -20,6 +20,7 @@ nothing.
 import dataclasses
 
 import jaxpoison as jp
+from jaxpoison.attacks.unlearnable.robust_error_minimizing import finish_steps_for
 from jaxpoison.report import PaperConfig, arm, command_line, control, main_job, published
 
 
@@ -76,7 +77,7 @@ def main(config: Config) -> dict:
     budget = jp.perturb.Budget("linf", config.eps)
     rem = {"eps": config.eps, "adversarial_eps": config.inner_eps, "draws": config.draws}
     rem |= {"steps": config.steps, "noise_steps": config.noise_steps, "budget": budget}
-    rem["finish_steps"] = max(1, int(config.share * len(split.train.label)) // 1280)
+    rem["finish_steps"] = finish_steps_for(int(config.share * len(split.train.label)))
     arms = control(budget) | {
         "robust-error-minimizing": arm(
             jp.attacks.robust_error_minimizing,

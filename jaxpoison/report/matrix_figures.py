@@ -40,7 +40,8 @@ def heat_map(path: pathlib.Path, record: dict[str, Any]) -> None:
     axis.set_yticks(range(len(attacks)), attacks, fontsize=8)
     for (i, j), mean in np.ndenumerate(means):
         if np.isfinite(mean):
-            others = sorted(set(matrix_tables.stated(record, attacks[i], defenses[j])))
+            found = matrix_tables.stated(record, attacks[i], defenses[j])
+            others = sorted({x["value"] for x in found})
             ends = "-".join(f"{100 * x:.1f}" for x in dict.fromkeys(others[:1] + others[-1:]))
             text = f"{mean:.1f}" + (f"\n({ends})" if ends else "")
             color = "black" if mean > DARK else "white"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxpoison import attacks, check, defenses, models
+from jaxpoison.attacks.unlearnable.robust_error_minimizing import finish_steps_for
 from jaxpoison.perturb import Budget
 from jaxpoison.report.arms import Arm, arm, control
 from jaxpoison.report.generator_attacks import DeepConfuseConfig, GUEConfig
@@ -26,8 +27,6 @@ DefenseName = Literal[
     "grayscale", "jpeg-10", "bit-depth", "blur", "orthogonal-projection", "dvae", "ueraser",
     "adversarial", "mixup", "cutmix", "cutout",
 ]  # fmt: skip
-ROWS_OF_A_STEP = 1280
-"""Of REM's last pass over all rows: ten batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +168,7 @@ class _Rows:
     def robust(self, inner: str) -> Attacker:
         steps, channels = self._config.rem_inner_steps, self._split.train.image.shape[3]
         centered = self._create(mean=(0.5,) * channels, std=(1.0,) * channels)
-        finish = max(1, int(self._config.share * len(self._split.train.label)) // ROWS_OF_A_STEP)
+        finish = finish_steps_for(int(self._config.share * len(self._split.train.label)))
         return Attacker(arm(
             attacks.robust_error_minimizing, centered, inner=inner,
             adversarial_eps=self._config.eps / 2, steps=self._config.rem_steps,

@@ -40,9 +40,10 @@ def axes(record: dict[str, Any]) -> tuple[list[str], list[str]]:
     return list(attacks), list(defenses)
 
 
-def stated(record: dict[str, Any], attack: str, defense: str) -> list[float]:
-    """All published values of one cell, fractions."""
-    return [one["value"] for one in _stated(record, attack, defense)]
+def stated(record: dict[str, Any], attack: str, defense: str) -> list[dict[str, Any]]:
+    """All published entries of one cell."""
+    names = attack, defense
+    return [x for x in record["published"] if (x.get("attack"), x.get("defense")) == names]
 
 
 def markdown(record: dict[str, Any]) -> list[str]:
@@ -83,16 +84,11 @@ def print_record(record: dict[str, Any], console: Console | None = None) -> None
     tables.print_parts(record, [title, result, note], console or Console())
 
 
-def _stated(record: dict[str, Any], attack: str, defense: str) -> list[dict[str, Any]]:
-    names = attack, defense
-    return [x for x in record["published"] if (x.get("attack"), x.get("defense")) == names]
-
-
 def _letters(record: dict[str, Any]) -> dict[str, str]:
     """A letter for each source of a value that stands beside a cell."""
     attacks, defenses = axes(record)
     pairs = itertools.product(attacks, defenses)
-    sources = dict.fromkeys(x["source"] for pair in pairs for x in _stated(record, *pair))
+    sources = dict.fromkeys(x["source"] for pair in pairs for x in stated(record, *pair))
     return dict(zip(sources, string.ascii_lowercase, strict=False))
 
 
@@ -100,7 +96,7 @@ def _cell(record: dict[str, Any], attack: str, defense: str, letters: dict[str, 
     entry = record["arms"].get(f"{defense}/{attack}")
     if entry is None:
         return "-"
-    found = _stated(record, attack, defense)
+    found = stated(record, attack, defense)
     others = ", ".join(f"{100 * x['value']:.1f} {letters[x['source']]}" for x in found)
     return tables.percent(entry["final_accuracy"]) + (f" ({others})" if others else "")
 

@@ -1,5 +1,6 @@
 """A victim's training as a process for the loops: one step is one epoch, all on the device."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,10 +185,11 @@ def _defended(defense: Any, losses: Losses) -> Losses:
             "defenses.mixup()"
         )
     try:
-        return defense(losses)
-    except TypeError as error:
+        inspect.signature(defense).bind(losses)
+    except TypeError as error:  # a factory itself, say
         name = getattr(defense, "__name__", "defense")
         raise InputError(f"defense does not take losses; was {name}(...) meant?") from error
+    return defense(losses)
 
 
 def _losses(recipe: Recipe) -> Losses:

@@ -167,6 +167,7 @@ def test_no_step_of_a_spread_pass_is_idle():
         state, info = step(jax.random.key(number), state, data)
         assert float(info.outer_loss) > 0
         turns.append(np.any(before != state.theta, axis=(1, 2, 3)))
+    assert [robust.finish_steps_for(n) for n in (10, 2000, 50_000)] == [1, 1, 39]
     assert spread.num_steps == 5 and np.all(np.sum(turns, axis=1) >= 1)
     assert np.all(np.any(turns, axis=0)) and np.all(np.sum(turns[1:], axis=0) <= 1)
 

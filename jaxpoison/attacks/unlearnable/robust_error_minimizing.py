@@ -29,7 +29,7 @@ from jaxpoison.perturb.per_sample import slots
 from jaxpoison.types import Attack, InputError, TrainState, Victim, as_float
 from jaxpoison.victims import learner, pgd
 
-__all__ = ["robust_error_minimizing"]
+__all__ = ["finish_steps_for", "robust_error_minimizing"]
 
 STEP_PER_EPS = 0.2  # both radii: 1.6 / 255 at 8 / 255, 0.8 / 255 at 4 / 255
 DROP = 2 / 5  # of all steps, after which the surrogate's rate falls: 2000 of 5000, 1200 of 3000
@@ -194,6 +194,11 @@ def robust_error_minimizing(
 
     num_steps = steps + finish_steps - 1
     return Attack(init, step, poison, num_steps=num_steps, check=of_classes(None, victim))
+
+
+def finish_steps_for(num_rows: int, batch_size: int = 128) -> int:
+    """`finish_steps` of P rows by which a step of the last pass is ten batches or a few more."""
+    return max(1, num_rows // (10 * batch_size))
 
 
 def _noise(
